@@ -20,7 +20,7 @@ Dims = dict[str, tuple[int, str]]  # named size -> (value, the argument it was f
 def check_shape(
     name: str,
     tensor: Any,  # Tensor or numpy array
-    spec: Sequence[int | str | None | EllipsisType],
+    spec: Sequence[int | str | EllipsisType | None],
     dims: Dims | None = None,
 ) -> Dims:
     """Raise unless `tensor` has the shape `spec`.
@@ -151,7 +151,7 @@ def _first_row(bad: Tensor) -> int:
     return int(bad.reshape(bad.shape[0], -1).any(dim=1).nonzero()[0])
 
 
-def _show_spec(spec: Sequence[int | str | None | EllipsisType]) -> str:
+def _show_spec(spec: Sequence[int | str | EllipsisType | None]) -> str:
     special = {None: "*", ...: "..."}
     return f"[{', '.join(special[axis] if axis in special else str(axis) for axis in spec)}]"
 
