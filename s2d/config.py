@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -150,23 +151,20 @@ def _plain(value: Any) -> Any:
 
 def _split_commas(cls: type, argv: Sequence[str]) -> list[str]:
     """`--keep-indices 0,3,5` as `--keep-indices 0 3 5`, for every field that holds several values."""
-    hints = get_type_hints(cls)
-    several = {name for name, hint in hints.items() if get_origin(hint) in (tuple, list)}
-    several |= {
-        n for n, h in hints.items() if any(get_origin(o) in (tuple, list) for o in get_args(h))
+    several = {
+        name
+        for name, hint in get_type_hints(cls).items()
+        if any(get_origin(option) in (tuple, list) for option in (hint, *get_args(hint)))
     }
     result: list[str] = []
     splitting = False
     for argument in argv:
-        if argument.startswith("--"):
+        if re.match(r"--?[A-Za-z]", argument):  # a flag, not a negative number
             flag, equals, value = argument.partition("=")
-            splitting = flag[2:].replace("-", "_") in several
+            splitting = flag.lstrip("-").replace("-", "_") in several
             result += [flag, *value.split(",")] if splitting and equals else [argument]
-        elif splitting and "," in argument:
-            result += [part for part in argument.split(",") if part]
         else:
-            splitting = splitting and not argument.startswith(("-s", "-m"))
-            result.append(argument)
+            result += [part for part in argument.split(",") if part] if splitting else [argument]
     return result
 
 
