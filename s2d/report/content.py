@@ -1,0 +1,109 @@
+"""What a report shows, as plain values and paths: the contract between the evaluation and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Metrics = dict[str, float | None]  # psnr, ssim, lpips_vgg, lpips_alex
+
+# Column of a view's row → what people read. The order is the order on the page.
+COLUMN_TITLES = {
+    "truth": "Truth",
+    "stage1": "Stage 1",
+    "guidance": "Guidance",
+    "fixed": "Fixed",
+    "stage3": "Final",
+}
+METRIC_TITLES = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "lpips_vgg": "LPIPS VGG",
+    "lpips_alex": "LPIPS Alex",
+}
+
+
+@dataclass(frozen=True)
+class ViewRecord:
+    """One row of pictures: a camera with what each stage made of it."""
+
+    name: str
+    roles: tuple[str, ...]
+    """Of "test" and "novel"; both under the S2D protocol."""
+    images: dict[str, Path]
+    """Column → file; a column that this view does not have is absent."""
+    coverage: Path | None = None
+    """Mask of the pixels that the guidance covers; the others are shown as holes."""
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    """Column → numbers against the truth."""
+
+    def psnr(self, column: str) -> float | None:
+        """PSNR of a column, or None where it was not scored."""
+        return self.metrics.get(column, {}).get("psnr")
+
+    @property
+    def final(self) -> str:
+        """The last column that has a score: what the view is sorted by."""
+        scored = [
+            column for column in ("stage3", "fixed", "stage1") if self.psnr(column) is not None
+        ]
+        return scored[0] if scored else ""
+
+    @property
+    def gain(self) -> float | None:
+        """PSNR of the final render minus that of stage 1, in dB."""
+        before, after = self.psnr("stage1"), self.psnr("stage3")
+        return None if before is None or after is None else after - before
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage took and how it went."""
+
+    key: str
+    """`stage0` … `stage3`: also the CSS class that colours it."""
+    title: str
+    seconds: float
+    timings: dict[str, float]
+    """Part → seconds."""
+    peak_rss_mb: float | None = None
+    history: dict[str, list[float]] = field(default_factory=dict)
+    """step, loss, num_gaussians, seconds: a list each, one entry per recorded step; steps count on from stage to stage."""
+    settings: str = ""
+    """Its config.yaml."""
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """Everything on the page."""
+
+    results: dict[str, Any]
+    """The content of results.json."""
+    kept: dict[str, Path]
+    """Kept view → photo."""
+    views: Sequence[ViewRecord]
+    stages: Sequence[StageRecord]
+    facts: dict[str, str] = field(default_factory=dict)
+    """Versions, machine, command, date: a name and a text each."""
+    notes: Sequence[str] = ()
+    """What a reader must know before believing the numbers (a stage is missing, LPIPS is not available, …)."""
+    ply_path: str | None = None
+    """The final splat, relative to the report."""
+
+
+def choose_views(views: Sequence[ViewRecord], count: int) -> list[ViewRecord]:
+    """Choose which views the page shows where not all fit: half of them the worst, the rest evenly spaced.
+
+    The worst are by the last scored PSNR. Order in = order out, and a larger count contains the smaller one's worst views.
+    """
+    if count >= len(views):
+        return list(views)
+    scored = sorted((v for v in views if v.final), key=lambda v: v.psnr(v.final))
+    chosen = {v.name for v in scored[: count // 2]}
+    rest = [v.name for v in views if v.name not in chosen]
+    missing = count - len(chosen)
+    step = (len(rest) - 1) / max(missing - 1, 1)
+    chosen.update(rest[round(i * step)] for i in range(missing))
+    return [v for v in views if v.name in chosen]
