@@ -1,0 +1,133 @@
+// A persistent thread pool behind one function:
+//
+//   s2d::parallel_for(n_tasks, num_threads, [&](int64_t task) { ... });
+//
+// Tasks are handed out by a counter, so which thread runs a task changes from call to call: a task may write only what no other
+// task touches. Then results are the same bits at any thread count. The first exception of a task is thrown again in the caller.
+// A call while the pool is busy (another Python thread, or a nested call) runs its tasks on the calling thread.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#ifndef _WIN32
+#include <unistd.h>
+#endif
+
+namespace s2d {
+namespace detail {
+
+class ThreadPool {
+ public:
+  using Task = void (*)(const void* context, int64_t task);
+
+  // One pool per process. It is never destroyed (joining threads while a process exits can hang), and a forked child, which
+  // inherits no threads, makes its own.
+  static ThreadPool& instance() {
+    static std::atomic<ThreadPool*> current{nullptr};
+    static std::atomic<long> owner{-1};
+    const long pid = process_id();
+    if (owner.load() != pid) {
+      ThreadPool* fresh = new ThreadPool();
+      ThreadPool* seen = current.load();
+      if (owner.load() != pid && current.compare_exchange_strong(seen, fresh)) {
+        owner.store(pid);
+      } else {
+        delete fresh;  // another thread was first
+      }
+    }
+    return *current.load();
+  }
+
+  void run(int64_t n_tasks, int num_threads, Task task, const void* context) {
+    std::unique_lock<std::mutex> only_caller(callers_, std::try_to_lock);
+    int64_t threads = num_threads < n_tasks ? num_threads : n_tasks;
+    if (threads <= 1 || !only_caller.owns_lock()) {
+      for (int64_t i = 0; i < n_tasks; ++i) task(context, i);
+      return;
+    }
+    while (static_cast<int64_t>(workers_.size()) < threads - 1) {
+      workers_.emplace_back(&ThreadPool::work, this, static_cast<int64_t>(workers_.size()), generation_);
+    }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      task_ = task;
+      context_ = context;
+      n_tasks_ = n_tasks;
+      next_.store(0, std::memory_order_relaxed);
+      helpers_ = threads - 1;
+      running_ = threads - 1;
+      ++generation_;
+    }
+    wake_.notify_all();
+    drain();
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [&] { return running_ == 0; });
+    if (error_) {
+      std::exception_ptr error = error_;
+      error_ = nullptr;
+      std::rethrow_exception(error);
+    }
+  }
+
+ private:
+  static long process_id() {
+#ifdef _WIN32
+    return 0;
+#else
+    return static_cast<long>(getpid());
+#endif
+  }
+
+  void drain() {
+    try {
+      for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n_tasks_;) task_(context_, i);
+    } catch (...) {
+      next_.store(n_tasks_, std::memory_order_relaxed);
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
+  }
+
+  void work(int64_t index, uint64_t seen) {
+    for (;;) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return generation_ != seen; });
+      seen = generation_;
+      if (index >= helpers_) continue;
+      lock.unlock();
+      drain();
+      lock.lock();
+      if (--running_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex callers_;  // held while a parallel_for runs
+  std::mutex mutex_;    // guards everything below except next_
+  std::condition_variable wake_, done_;
+  std::vector<std::thread> workers_;
+  std::atomic<int64_t> next_{0};
+  Task task_ = nullptr;
+  const void* context_ = nullptr;
+  int64_t n_tasks_ = 0;
+  int64_t helpers_ = 0;  // workers that take part in this generation
+  int64_t running_ = 0;
+  uint64_t generation_ = 0;
+  std::exception_ptr error_;
+};
+
+}  // namespace detail
+
+// Run fn(0) … fn(n_tasks - 1) on up to num_threads threads, the caller included; return when all are done.
+template <class Fn>
+void parallel_for(int64_t n_tasks, int num_threads, const Fn& fn) {
+  detail::ThreadPool::instance().run(
+      n_tasks, num_threads, [](const void* context, int64_t task) { (*static_cast<const Fn*>(context))(task); }, &fn);
+}
+
+}  // namespace s2d
