@@ -291,7 +291,7 @@ def test_a_scene_without_photos_to_score_still_has_a_page(make_content, read):
 def test_a_broken_picture_is_an_error_that_names_it(make_content, tmp_path):
     content = make_content(1)
     content.views[0].images["fixed"].write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"view0_fixed\.png is not a readable image"):
+    with pytest.raises(ValueError, match=r"view0_fixed\.png is not an image"):
         write_report(tmp_path / "report.html", content)
     assert not (tmp_path / "report.html").exists()
 

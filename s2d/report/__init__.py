@@ -1,6 +1,6 @@
 """The report of one run: a single HTML file with every picture, number, curve and setting, that opens without a network.
 
-`write_report` lays out a `ReportContent`; `tools/evaluate.py` gathers it. Nothing here reads a model folder or a scene.
+`write_report` lays out a `ReportContent`, `write_sheet` puts the same pictures into one PNG; `tools/evaluate.py` gathers them.
 """
 
 from s2d.report.content import (
@@ -11,6 +11,8 @@ from s2d.report.content import (
     choose_views,
 )
 from s2d.report.page import write_report
+from s2d.report.sheet import write_sheet
+from s2d.report.terminal import print_results
 
 __all__ = [
     "COLUMN_TITLES",
@@ -18,5 +20,7 @@ __all__ = [
     "StageRecord",
     "ViewRecord",
     "choose_views",
+    "print_results",
     "write_report",
+    "write_sheet",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from s2d.stage_io import Manifest
 
 Metrics = dict[str, float | None]  # psnr, ssim, lpips_vgg, lpips_alex
 
@@ -73,6 +76,22 @@ class StageRecord:
     """step, loss, num_gaussians, seconds: a list each, one entry per recorded step; steps count on from stage to stage."""
     settings: str = ""
     """Its config.yaml."""
+
+    @staticmethod
+    def of_manifest(key: str, title: str, manifest: Manifest) -> StageRecord:
+        """Read what a finished stage recorded."""
+        history = manifest.dir / "history.json"
+        return StageRecord(
+            key=key,
+            title=title,
+            seconds=manifest.timings["total"],
+            timings={
+                part: seconds for part, seconds in manifest.timings.items() if part != "total"
+            },
+            peak_rss_mb=manifest.data["peak_rss_mb"],
+            history=json.loads(history.read_text("utf-8")) if history.is_file() else {},
+            settings=(manifest.dir / "config.yaml").read_text("utf-8"),
+        )
 
 
 @dataclass(frozen=True)

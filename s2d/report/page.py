@@ -14,6 +14,7 @@ import numpy as np
 
 from s2d.checks import check_range
 from s2d.files import atomic_write_text
+from s2d.images import read_image
 from s2d.report.charts import (
     Series,
     bar_chart,
@@ -24,23 +25,18 @@ from s2d.report.charts import (
 )
 from s2d.report.content import (
     COLUMN_TITLES,
-    METRIC_TITLES,
     Metrics,
     ReportContent,
     ViewRecord,
     choose_views,
 )
+from s2d.report.summary import delta_html, headline_tiles, summary_table
 
 ASSETS = Path(__file__).parent
 MAX_SIDE = 1000  # pixels a picture is shown with at most: larger ones are scaled down for the page
 WEBP_QUALITY = 88
 DEFAULT_MAX_MB = 14.0
 KEPT_HEIGHT = 300  # twice the height it is shown with, for sharp screens
-STAGE_ROWS = (
-    ("stage1", "Stage 1", "stage1"),
-    ("stage2", "Fixed images", "stage2"),
-    ("stage3", "Final", "stage3"),
-)
 
 
 def write_report(path: Path, content: ReportContent, max_mb: float = DEFAULT_MAX_MB) -> Path:
@@ -81,12 +77,12 @@ def write_report(path: Path, content: ReportContent, max_mb: float = DEFAULT_MAX
         column_titles=json.dumps(COLUMN_TITLES),
         scene=escape(content.results["scene"]),
         subtitle=_subtitle(content),
-        tiles=_tiles(content),
+        tiles=headline_tiles(content.results),
         notes="".join(f'<p class="note">{escape(note)}</p>' for note in notes),
         kept=_kept_strip(kept),
         hero_numbers=_gain_chart(content),
         hero_hidden="" if shown else "hidden",
-        summary=_summary_table(content),
+        summary=summary_table(content.results),
         views="".join(_view_row(view, encoded[view.name], view is _hero(shown)) for view in _worst_first(shown)),
         filters=_filters(shown),
         charts=_charts(content),
@@ -131,13 +127,9 @@ def _thumbnail(path: Path, height: int) -> str:
     return _webp(image)
 
 
-def _read(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(
-            f"report: {path} is not a readable image. Expected the PNG that its stage wrote. Run that stage again."
-        )
-    return image
+def _read(path: Path) -> np.ndarray:  # [H, W, 3] uint8 BGR, as OpenCV encodes it
+    pixels = (read_image(path, oriented=False) * 255).round().byte().numpy()
+    return np.ascontiguousarray(pixels[..., ::-1])
 
 
 def _webp(image: np.ndarray) -> str:
@@ -161,110 +153,11 @@ def _subtitle(content: ReportContent) -> str:
     )
 
 
-def _tiles(content: ReportContent) -> str:
-    results = content.results
-    tiles = []
-    first, last = _metrics(results, "stage1", "test"), _metrics(results, "stage3", "test")
-    if last or first:
-        shown = last or first
-        delta = (
-            _delta_html(shown["psnr"], first["psnr"], "dB over stage 1") if last and first else ""
-        )
-        what = "test PSNR, final" if last else "test PSNR, stage 1"
-        tiles.append((f"{shown['psnr']:.2f} dB", f"{what} {delta}"))
-        tiles.append(
-            (
-                f"{shown['ssim']:.3f}",
-                f"SSIM {_delta_html(shown['ssim'], first['ssim'], '', 3) if delta else ''}",
-            )
-        )
-        net = next((net for net in ("lpips_vgg", "lpips_alex") if shown.get(net) is not None), None)
-        if net:
-            change = (
-                _delta_html(shown[net], first[net], "", 3, lower_is_better=True) if delta else ""
-            )
-            tiles.append((f"{shown[net]:.3f}", f"{METRIC_TITLES[net]} (lower is better) {change}"))
-    gaussians = [
-        s["num_gaussians"] for s in results["stages"].values() if s and s.get("num_gaussians")
-    ]
-    if gaussians:
-        tiles.append((f"{gaussians[-1]:,}", "Gaussians"))
-    tiles.append(
-        (
-            seconds_text(results["total_seconds"]),
-            f"stages 0 to 3 on {escape(str(results['device']))}",
-        )
-    )
-    return "".join(
-        f'<div class="card tile num"><b>{value}</b><span>{label}</span></div>'
-        for value, label in tiles
-    )
-
-
 def _kept_strip(kept: dict[str, str]) -> str:
     return "".join(
         f'<figure><img src="{uri}" alt="kept photo {escape(name)}"><figcaption>{escape(name)}</figcaption></figure>'
         for name, uri in kept.items()
     )
-
-
-def _summary_table(content: ReportContent) -> str:
-    results = content.results
-    same_views = list(results["test"]) == list(results["novel"])
-    groups = [("test", "Test and novel views" if same_views else "Test views")]
-    if not same_views and results["novel"]:
-        groups.append(("novel", "Novel views"))
-    nets = [key for key in METRIC_TITLES if _any_metric(results, key)]
-    head = "".join(
-        f'<th class="group" colspan="{len(nets)}">{label} ({_num_views(results, group)})</th>'
-        for group, label in groups
-    )
-    head = f'<tr><th></th>{head}<th class="group" colspan="3">Cost</th></tr>'
-    head += f"<tr><th>Stage</th>{''.join(f'<th>{METRIC_TITLES[n]}</th>' for _ in groups for n in nets)}<th>Gaussians</th><th>Time</th><th>Memory</th></tr>"
-    rows = []
-    for key, title, css_class in STAGE_ROWS:
-        stage = results["stages"].get(key)
-        cells = []
-        for group, _ in groups:
-            for net in nets:
-                cells.append(_metric_cell(results, key, group, net))
-        cost = [
-            f"{stage['num_gaussians']:,}" if stage and stage.get("num_gaussians") else "–",
-            seconds_text(stage["seconds"]) if stage and stage.get("seconds") is not None else "–",
-            megabytes_text(stage["peak_rss_mb"]) if stage and stage.get("peak_rss_mb") else "–",
-        ]
-        cells += [f"<td>{text}</td>" for text in cost]
-        state = "" if stage else ' <span class="muted">(not run)</span>'
-        rows.append(
-            f'<tr><td><span class="dot s-{css_class}"></span>{title}{state}</td>{"".join(cells)}</tr>'
-        )
-    guidance = results.get("guidance") or {}
-    lines = []
-    for group, label in groups:
-        scored = guidance.get(group)
-        if scored:
-            psnr = "–" if scored["psnr_covered"] is None else f"{scored['psnr_covered']:.2f} dB"
-            lines.append(
-                f"{label.lower()}: {scored['coverage']:.1%} of the pixels covered, PSNR on those {psnr}"
-            )
-    note = f'<p class="muted">Point guidance at the {"; at the ".join(lines)}.</p>' if lines else ""
-    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>{note}'
-
-
-def _metric_cell(results: dict, stage: str, group: str, net: str) -> str:
-    lower_is_better = net.startswith("lpips")
-    value = (_metrics(results, stage, group) or {}).get(net)
-    if value is None:
-        return "<td>–</td>"
-    others = [(_metrics(results, key, group) or {}).get(net) for key, _, _ in STAGE_ROWS]
-    others = [other for other in others if other is not None]
-    best = value == (min(others) if lower_is_better else max(others)) and len(others) > 1
-    digits = 2 if net == "psnr" else 3
-    baseline = (_metrics(results, "stage1", group) or {}).get(net)
-    delta = ""
-    if stage != "stage1" and baseline is not None:
-        delta = _delta_html(value, baseline, "", digits, lower_is_better, tag="small")
-    return f'<td class="{"best" if best else ""}">{value:.{digits}f}{delta}</td>'
 
 
 def _view_row(view: ViewRecord, uris: dict[str, str], hero: bool) -> str:
@@ -279,7 +172,7 @@ def _view_row(view: ViewRecord, uris: dict[str, str], hero: bool) -> str:
             f'<img class="source" data-column="{column}" src="{uris[column]}" alt="{escape(view.name)}: {title}"></button>'
             f'<figcaption><b>{title}</b> <span class="numbers num">{numbers}</span></figcaption></figure>'
         )
-    gain = "" if view.gain is None else _delta_html(view.gain, 0.0, "dB", 2)
+    gain = "" if view.gain is None else delta_html(view.gain, 0.0, "dB", 2)
     final = view.psnr(view.final)
     return (
         f'<section class="view card" data-name="{escape(view.name)}" data-role="{" ".join(view.roles)}" data-hero="{int(hero)}" '
@@ -358,27 +251,6 @@ def _settings(content: ReportContent) -> str:
 # --------------------------------------------------------------------------------------------------------------- details
 
 
-def _metrics(results: dict, stage: str, group: str) -> Metrics | None:
-    return (results["stages"].get(stage) or {}).get(group)
-
-
-def _any_metric(results: dict, key: str) -> bool:
-    return key in ("psnr", "ssim") or any(
-        (_metrics(results, stage, group) or {}).get(key) is not None
-        for stage, _, _ in STAGE_ROWS
-        for group in ("test", "novel")
-    )
-
-
-def _num_views(results: dict, group: str) -> int:
-    counts = [
-        metrics["num_views"]
-        for stage, _, _ in STAGE_ROWS
-        if (metrics := _metrics(results, stage, group))
-    ]
-    return max(counts, default=0)
-
-
 def _worst_first(views: Sequence[ViewRecord]) -> list[ViewRecord]:
     return sorted(views, key=lambda v: (not v.final, v.psnr(v.final) or 0.0))
 
@@ -403,20 +275,8 @@ def _numbers(metrics: Metrics | None) -> str:
     ]
     if lpips:
         parts.append(f"LPIPS {' / '.join(lpips)}")
+    if metrics.get("psnr_covered") is not None:
+        parts.append(f"{metrics['psnr_covered']:.2f} dB")
     if metrics.get("coverage") is not None:
-        parts.append(f"{metrics['coverage']:.0%} covered")
+        parts.append(f"on {metrics['coverage']:.0%} of the pixels")
     return " · ".join(parts)
-
-
-def _delta_html(
-    value: float,
-    baseline: float,
-    unit: str,
-    digits: int = 2,
-    lower_is_better: bool = False,
-    tag: str = "span",
-) -> str:
-    delta = value - baseline
-    better = delta < 0 if lower_is_better else delta > 0
-    css_class = "" if abs(delta) < 0.5 * 10**-digits else "gain" if better else "loss"
-    return f'<{tag} class="{css_class}">{delta:+.{digits}f}{" " + unit if unit else ""}</{tag}>'

@@ -1,0 +1,389 @@
+"""Score a run against the photos that its stages did not see, and write the report.
+
+Reads   OUT/stage0 … stage3 (as far as they are finished), chkpnt_stage1_<it>.pth, the final point_cloud.ply;
+        SCENE: all photos. This is the only place that reads the photos of views that were not kept.
+Writes  OUT/test/ours_<it>/{renders,gt}/ for stage 1 and the final model, test/guidance, test/coverage;
+        OUT/results.json, per_view.json, report.html, with --sheet also test/sheet.png
+
+Example
+    python tools/evaluate.py -m out/fern
+    python tools/evaluate.py -m out/fern --lpips alex            # VGG is most of the time on a CPU
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Literal
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # run from anywhere: the library is not installed
+
+from torch import Tensor
+from tyro.conf import arg
+
+import s2d
+from s2d.cameras import Cameras
+from s2d.config import no_effect, run_script
+from s2d.files import atomic_write_json
+from s2d.gaussians import Gaussians, load_checkpoint
+from s2d.images import read_image, write_image
+from s2d.log import logger, progress
+from s2d.metrics import Lpips, LpipsUnavailable, load_lpips, psnr, ssim
+from s2d.model_folder import render_name
+from s2d.rasterize import rasterize
+from s2d.report import (
+    ReportContent,
+    StageRecord,
+    ViewRecord,
+    print_results,
+    write_report,
+    write_sheet,
+)
+from s2d.scene import Scene, load_scene
+from s2d.split import Split
+from s2d.stage_io import STAGE_SCRIPTS, Manifest, require_stage
+
+Metrics = dict[str, float | None]
+STAGE_TITLES = {
+    "stage0": "Stage 0: points, guidance",
+    "stage1": "Stage 1: 3DGS",
+    "stage2": "Stage 2: fix",
+    "stage3": "Stage 3: mixed 3DGS",
+}
+# What is scored: the key in results.json, and the column of the report that shows it.
+SCORED = {"stage1": "stage1", "stage2": "fixed", "stage3": "stage3"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Score a run on its test and novel views; write results.json, per_view.json and report.html."""
+
+    model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
+    """Output folder OUT of the run; at least stages 0 and 1 must have finished."""
+    source: Annotated[Path | None, arg(aliases=["-s"])] = no_effect(None)
+    """The scene, if it has moved since stage 0."""
+    lpips: tuple[Literal["vgg", "alex"], ...] = ("vgg", "alex")
+    """Networks to compute LPIPS with; their weights are looked for, then downloaded once (see docs/evaluation.md)."""
+    sheet: bool = False
+    """Also write OUT/test/sheet.png, a contact sheet of all views."""
+    max_report_mb: float = 14.0
+    """Largest report.html in megabytes: where the pictures of all views do not fit, some are left out."""
+
+
+@dataclass
+class Run:
+    """What the evaluation knows of a run: manifests, cameras, and the pictures per view and column."""
+
+    model_dir: Path
+    manifests: dict[str, Manifest]
+    split: Split
+    scene: Scene
+    novel_cameras: Cameras
+    test: dict[str, dict[str, Path]] = field(default_factory=dict)
+    """Test view → column → picture."""
+    novel: dict[str, dict[str, Path]] = field(default_factory=dict)
+    """Novel view → column → picture."""
+    coverage: dict[str, Path] = field(default_factory=dict)
+    """View → mask of what its guidance covers."""
+
+    def truth(self, name: str) -> Tensor | None:
+        """The photo of a view as 8 bits hold it, or None for a generated camera. [H, W, 3]"""
+        if name not in self.scene.cameras.names:
+            return None
+        return (self.scene.image(name) * 255).round() / 255
+
+
+def main(cfg: Config) -> Path:
+    """Evaluate; returns OUT/report.html."""
+    run = open_run(cfg)
+    nets, notes = load_networks(cfg.lpips)
+    render_test_views(run)
+    collect_novel_views(run)
+    per_view = score_views(run, nets)
+    results = summarise(run, per_view)
+    atomic_write_json(cfg.model_dir / "per_view.json", per_view)
+    atomic_write_json(cfg.model_dir / "results.json", results)
+    content = report_content(run, results, per_view, notes)
+    if cfg.sheet:
+        write_sheet(cfg.model_dir / "test" / "sheet.png", content.views)
+    print_results(results)
+    return write_report(cfg.model_dir / "report.html", content, cfg.max_report_mb)
+
+
+# ------------------------------------------------------------------------------------------------------------ what there is
+
+
+def open_run(cfg: Config) -> Run:
+    """Read the manifests, the split and all photos of the scene."""
+    manifests = {name: require_stage(cfg.model_dir, name) for name in ("stage0", "stage1")}
+    for name in ("stage2", "stage3"):
+        try:
+            manifests[name] = require_stage(cfg.model_dir, name)
+        except FileNotFoundError:
+            logger.warning("evaluate: %s is not finished; the results end before it", name)
+            break
+    stage0 = manifests["stage0"]
+    prepared = stage0.dir / "scene"
+    source = prepared if prepared.is_dir() else cfg.source or Path(stage0.config["source"])
+    scene = load_scene(source)
+    split = Split.load(stage0.dir / "split.json")
+    missing = [name for name in (*split.kept, *split.test) if name not in scene.names]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the views that {stage0.dir} was made with are not in {source} (first: {missing[0]}). "
+            "Expected the same scene. Pass it with -s, or run stage 0 again."
+        )
+    novel_cameras = Cameras.from_json(stage0.dir / "novel_cameras.json")
+    return Run(cfg.model_dir, manifests, split, scene, novel_cameras)
+
+
+def load_networks(names: Sequence[str]) -> tuple[dict[str, Lpips], list[str]]:
+    """Load the LPIPS networks that can be had; a note says what is missing."""
+    networks, notes = {}, []
+    for name in names:
+        try:
+            networks[f"lpips_{name}"] = load_lpips(name)
+        except LpipsUnavailable as error:
+            logger.warning("%s", error)
+            notes.append(str(error))
+    return networks, notes
+
+
+# -------------------------------------------------------------------------------------------------------------- pictures
+
+
+def render_test_views(run: Run) -> None:
+    """Render the test cameras from the stage-1 checkpoint and from the final splat, beside the photos at 8 bits."""
+    models = {"stage1": stage1_gaussians(run.manifests["stage1"])}
+    if "stage3" in run.manifests:
+        models["stage3"] = final_gaussians(run.manifests["stage3"])
+    cameras = run.scene.cameras.select(run.split.test)
+    run.test = {name: {} for name in cameras.names}
+    for stage, gaussians in models.items():
+        folder = run.model_dir / "test" / f"ours_{run.manifests[stage].info['iteration']}"
+        with progress(len(cameras), f"test views, {stage}") as bar:
+            for done, camera in enumerate(cameras, start=1):
+                name = camera.names[0]
+                photo = folder / "gt" / render_name(name)
+                picture = folder / "renders" / render_name(name)
+                write_image(photo, run.truth(name))
+                write_image(picture, rasterize(gaussians, camera).rgb[0])
+                run.test[name] |= {"truth": photo, stage: picture}
+                bar.update(done)
+    add_test_guidance(run, cameras)
+
+
+def stage1_gaussians(stage1: Manifest) -> Gaussians:
+    checkpoint = next(path for path in stage1.extras if path.suffix == ".pth")
+    return load_checkpoint(checkpoint).gaussians
+
+
+def final_gaussians(stage3: Manifest) -> Gaussians:
+    """Read the splat that the user gets: what is scored is what a viewer shows."""
+    return Gaussians.load_ply(
+        next(path for path in stage3.extras if path.name == "point_cloud.ply")
+    )
+
+
+def add_test_guidance(run: Run, cameras: Cameras) -> None:
+    """Find the point guidance at the test cameras; where stage 0 had no business to render it, render it here."""
+    stage0, stage2 = run.manifests["stage0"], run.manifests.get("stage2")
+    unseen = [name for name in cameras.names if name not in run.novel_cameras.names]
+    guidance_dir = run.model_dir / "test" / "guidance"
+    coverage_dir = run.model_dir / "test" / "coverage"
+    if unseen:
+        render_guidance(stage0, cameras.select(unseen), guidance_dir, coverage_dir)
+    for name in cameras.names:
+        picture = render_name(name)
+        if name in unseen:
+            run.test[name]["guidance"] = guidance_dir / picture
+            run.coverage[name] = coverage_dir / picture
+            continue
+        run.test[name]["guidance"] = stage0.dir / "guidance" / picture
+        run.coverage[name] = stage0.dir / "coverage" / picture
+        if stage2 is not None:
+            run.test[name]["fixed"] = stage2.dir / "fixed" / picture
+
+
+def collect_novel_views(run: Run) -> None:
+    """Gather what the stages made at the novel cameras."""
+    folders = {
+        "stage1": ("stage1", "renders"),
+        "guidance": ("stage0", "guidance"),
+        "fixed": ("stage2", "fixed"),
+        "stage3": ("stage3", "renders"),
+    }
+    for name in run.novel_cameras.names:
+        columns = {}
+        if name in run.scene.names:
+            columns["truth"] = run.scene.image_paths[run.scene.names.index(name)]
+        for column, (stage, folder) in folders.items():
+            if stage in run.manifests:
+                columns[column] = run.manifests[stage].dir / folder / render_name(name)
+        run.novel[name] = columns
+        run.coverage[name] = run.manifests["stage0"].dir / "coverage" / render_name(name)
+
+
+# --------------------------------------------------------------------------------------------------------------- numbers
+
+
+def score_views(run: Run, networks: dict[str, Lpips]) -> dict[str, dict[str, dict[str, Metrics]]]:
+    """Score every picture that has a truth.
+
+    Returns:
+        Stage ("stage1", "stage2", "stage3", "guidance") → "test" or "novel" → view → numbers.
+    """
+    groups = {"test": run.test, "novel": run.novel}
+    per_view = {stage: {group: {} for group in groups} for stage in (*SCORED, "guidance")}
+    names = [name for name in sorted({*run.test, *run.novel}) if name in run.scene.names]
+    with progress(len(names), "scores") as bar:
+        for done, name in enumerate(names, start=1):
+            truth = run.truth(name)
+            known: dict[
+                bytes, Metrics
+            ] = {}  # under the S2D protocol a view is test and novel: score it once
+            for group, views in groups.items():
+                columns = views.get(name, {})
+                for stage, column in SCORED.items():
+                    if column in columns:
+                        content = columns[column].read_bytes()
+                        if content not in known:
+                            known[content] = score(read_image(columns[column]), truth, networks)
+                        per_view[stage][group][name] = known[content]
+                if "guidance" in columns:
+                    per_view["guidance"][group][name] = score_guidance(
+                        read_image(columns["guidance"]),
+                        truth,
+                        read_image(run.coverage[name])[..., 0],
+                    )
+            bar.update(done)
+    return per_view
+
+
+def score(image: Tensor, truth: Tensor, networks: dict[str, Lpips]) -> Metrics:
+    values = {"psnr": psnr(image, truth), "ssim": ssim(image, truth)}
+    return values | {key: network(image, truth) for key, network in networks.items()}
+
+
+def score_guidance(guidance: Tensor, truth: Tensor, mask: Tensor) -> Metrics:
+    """Measure the share of covered pixels and the PSNR on those alone; None where nothing is covered."""
+    value = psnr(guidance, truth, mask)
+    return {
+        "coverage": float((mask > 0.5).float().mean()),
+        "psnr_covered": None if math.isnan(value) else value,
+    }
+
+
+def mean_metrics(
+    views: dict[str, Metrics], keys: Sequence[str]
+) -> dict[str, float | int | None] | None:
+    """Average over views; a number that no view has is None, and no view at all gives None."""
+    if not views:
+        return None
+    means = {}
+    for key in keys:
+        values = [metrics[key] for metrics in views.values() if metrics.get(key) is not None]
+        means[key] = sum(values) / len(values) if values else None
+    return {**means, "num_views": len(views)}
+
+
+def summarise(run: Run, per_view: dict) -> dict:
+    """Build results.json."""
+    keys = ("psnr", "ssim", "lpips_vgg", "lpips_alex")
+    stages = {}
+    for stage in SCORED:
+        manifest = run.manifests.get(stage)
+        stages[stage] = manifest and {
+            "test": mean_metrics(per_view[stage]["test"], keys),
+            "novel": mean_metrics(per_view[stage]["novel"], keys),
+            "num_gaussians": manifest.info.get("num_gaussians"),
+            "seconds": manifest.timings["total"],
+            "peak_rss_mb": manifest.data["peak_rss_mb"],
+        }
+    stage0 = run.manifests["stage0"]
+    return {
+        "scene": run.scene.name,
+        "protocol": run.split.protocol,
+        "kept": list(run.split.kept),
+        "novel": list(run.novel_cameras.names),
+        "test": list(run.split.test),
+        "stages": stages,
+        "guidance": {
+            **{
+                group: mean_metrics(per_view["guidance"][group], ("coverage", "psnr_covered"))
+                for group in ("test", "novel")
+            },
+            "seconds": stage0.timings["total"],
+            "peak_rss_mb": stage0.data["peak_rss_mb"],
+        },
+        "total_seconds": round(
+            sum(manifest.timings["total"] for manifest in run.manifests.values()), 3
+        ),
+        "device": run.manifests["stage1"].data["device"],
+        "version": s2d.__version__,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ for people
+
+
+def report_content(run: Run, results: dict, per_view: dict, notes: Sequence[str]) -> ReportContent:
+    """Gather what the report shows."""
+    missing = [stage for stage in STAGE_SCRIPTS if stage not in run.manifests]
+    if missing:
+        notes = [
+            f"This run is not finished: {missing[0]} is missing. Next: python {STAGE_SCRIPTS[missing[0]]} -m {run.model_dir}",
+            *notes,
+        ]
+    last = run.manifests.get("stage3", run.manifests["stage1"])
+    ply = next(path for path in last.extras if path.name == "point_cloud.ply")
+    kept = {name: run.scene.image_paths[run.scene.names.index(name)] for name in run.split.kept}
+    return ReportContent(
+        results=results,
+        kept=kept,
+        views=[view_record(run, per_view, name) for name in sorted({*run.test, *run.novel})],
+        stages=[
+            StageRecord.of_manifest(stage, STAGE_TITLES[stage], manifest)
+            for stage, manifest in run.manifests.items()
+        ],
+        facts=facts(run),
+        notes=notes,
+        ply_path=ply.relative_to(run.model_dir).as_posix(),
+    )
+
+
+def view_record(run: Run, per_view: dict, name: str) -> ViewRecord:
+    groups = {"test": run.test, "novel": run.novel}
+    roles = tuple(group for group, views in groups.items() if name in views)
+    metrics = {}
+    for group in roles:
+        for stage, column in (*SCORED.items(), ("guidance", "guidance")):
+            if name in per_view[stage][group]:
+                metrics[column] = per_view[stage][group][name]
+    return ViewRecord(name, roles, groups[roles[0]][name], run.coverage.get(name), metrics)
+
+
+def facts(run: Run) -> dict[str, str]:
+    """Versions, machine and commands, for the foot of the report."""
+    first = run.manifests["stage0"].data
+    machine = first["machine"]
+    return {
+        "Made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "Machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}",
+        "Versions": ", ".join(f"{name} {version}" for name, version in first["versions"].items()),
+        **{
+            f"Command, {stage}": manifest.data["command"]
+            for stage, manifest in run.manifests.items()
+        },
+        "Seed": str(run.manifests["stage1"].data["seed"]),
+    }
+
+
+if __name__ == "__main__":
+    run_script(main, Config, "evaluate")
