@@ -79,6 +79,7 @@ class ProgressBar:
         self._interval = REDRAW_SECONDS if live else LINE_SECONDS
         self._started = time.monotonic()
         self._drawn = self._started
+        self._shown_step: int | None = None
         self._last: tuple[int, dict] = (start, {})
 
     def update(self, step: int, **columns: object) -> None:
@@ -97,6 +98,7 @@ class ProgressBar:
 
     def _draw(self) -> None:
         step, columns = self._last
+        self._shown_step = step
         speed = (step - self._start) / max(time.monotonic() - self._started, 1e-9)
         info = [f"{speed:.3g}/s"] + [f"{name} {_show(value)}" for name, value in columns.items()]
         if self._live is not None:
@@ -111,7 +113,7 @@ class ProgressBar:
 
     def _finish(self) -> None:
         # A job that fitted between two plain lines needs none; the caller logs what came out of it.
-        if self._live is not None or self._drawn != self._started:
+        if self._live is not None or self._shown_step not in (None, self._last[0]):
             self._draw()
 
 
