@@ -1,0 +1,70 @@
+"""What the optimisation minimises, and how much a pixel of a pseudo view counts.
+
+Notation: `rendered`, `target` are images [H,W,3] in [0,1]; `W` is the weight of a pixel's gradient [H,W,1];
+`M` the guidance mask of a novel view [H,W,1], 1 where the point cloud projects, 0 where the fixer was on its own.
+"""
+
+from fused_ssim import fused_ssim
+from torch import Tensor
+
+from s2d.checks import check_shape
+
+
+def photometric_loss(
+    rendered: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3]
+    ssim_weight: float = 0.2,
+) -> Tensor:
+    """Compare a render with its photo: (1 - ssim_weight)·L1 + ssim_weight·(1 - SSIM).
+
+    0 for equal images. L1 is the mean over pixels and channels; SSIM is the mean of the 11×11 Gaussian-window
+    map (sigma 1.5, zero padding), as 3DGS computes it.
+
+    Args:
+        rendered: Image being optimised, in [0,1] (overshoot is allowed). [H, W, 3]
+        target: Image to match. [H, W, 3]
+        ssim_weight: 0 is pure L1, 1 pure structural similarity.
+
+    Returns:
+        Scalar. Differentiable in `rendered`. Eq. (7) of the 3DGS paper (Kerbl et al. 2023).
+    """
+    dims = check_shape("rendered", rendered, ("H", "W", 3))
+    check_shape("target", target, ("H", "W", 3), dims)
+    l1 = (rendered - target).abs().mean()
+    if ssim_weight == 0.0:
+        return l1
+    nchw = [image.permute(2, 0, 1)[None] for image in (rendered, target)]
+    return (1.0 - ssim_weight) * l1 + ssim_weight * (1.0 - fused_ssim(*nchw, padding="same"))
+
+
+def novel_view_weight(
+    mask: Tensor,  # [H, W, 1]
+    beta: float,
+) -> Tensor:
+    """Weigh a novel view's pixels: W = beta + (1 - beta)·M, so 1 where guided and `beta` where not. [H, W, 1]
+
+    beta = 1 switches the weighting off, beta = 0 ignores what no point supports. S2D uses 0.4.
+    """
+    return beta + (1.0 - beta) * mask
+
+
+def weight_gradient(
+    rendered: Tensor,  # [H, W, 3]
+    weight: Tensor,  # [H, W, 1]
+) -> Tensor:
+    """Return `rendered` unchanged, but scale the gradient that flows back through it by `weight`.
+
+    The loss keeps its value and its windows; only what reaches the Gaussians is scaled, pixel by pixel. That is
+    exact for L1 and SSIM alike, while weighing the SSIM map instead would let windows bleed across the mask's
+    edge. The 2D gradients that drive densification are scaled too: unguided areas grow fewer Gaussians.
+
+    Args:
+        rendered: Image from the rasteriser. [H, W, 3]
+        weight: Factor of each pixel's gradient. [H, W, 1]
+    """
+    dims = check_shape("rendered", rendered, ("H", "W", 3))
+    check_shape("weight", weight, ("H", "W", 1), dims)
+    weighted = rendered.view_as(rendered)
+    if weighted.requires_grad:
+        weighted.register_hook(lambda gradient: gradient * weight)
+    return weighted

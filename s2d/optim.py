@@ -1,0 +1,76 @@
+"""Learning rates and the optimiser of the Gaussians.
+
+The table below is the whole of it: which tensor, which rate. The rates are 3DGS's; the one for the centres is in
+units of the scene extent (the radius of the camera rig), because positions have no scale of their own.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from s2d.gaussians import Gaussians
+
+# 3DGS: gradients of single Gaussians are tiny (means over all pixels), so Adam's usual 1e-8 would damp them.
+ADAM_EPS = 1e-15
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Adam step sizes, per parameter tensor."""
+
+    means: float = 1.6e-4
+    """Centres at the first step, in scene extents per step."""
+    means_final: float = 1.6e-6
+    """Centres at the last step; the rate decays exponentially in between."""
+    log_scales: float = 5e-3
+    quats: float = 1e-3
+    opacity_logits: float = 0.025
+    sh0: float = 2.5e-3
+    shN: float = 2.5e-3 / 20
+    """View-dependent colour: slower, or it explains away geometry."""
+
+
+def create_optimizer(
+    gaussians: Gaussians, rates: LearningRates, scene_extent: float
+) -> torch.optim.Adam:
+    """Make every tensor of `gaussians` a parameter of one Adam, one named group each.
+
+    The groups keep the order and the names of `Gaussians.tensors()`; `densify.update_rows` relies on the names.
+    """
+    table = [
+        # name             learning rate
+        ("means", rates.means * scene_extent),
+        ("log_scales", rates.log_scales),
+        ("quats", rates.quats),
+        ("opacity_logits", rates.opacity_logits),
+        ("sh0", rates.sh0),
+        ("shN", rates.shN),
+    ]
+    tensors = gaussians.tensors()
+    groups = [
+        {"name": name, "lr": lr, "params": [tensors[name].requires_grad_(True)]}
+        for name, lr in table
+    ]
+    # fused: one pass over the memory per tensor; on two cores it is several times faster than foreach.
+    return torch.optim.Adam(groups, lr=0.0, eps=ADAM_EPS, fused=True)
+
+
+def decayed_rate(initial: float, final: float, progress: float) -> float:
+    """Interpolate log-linearly from `initial` (progress 0) to `final` (progress 1); clamped outside."""
+    progress = min(max(progress, 0.0), 1.0)
+    return math.exp((1.0 - progress) * math.log(initial) + progress * math.log(final))
+
+
+def set_means_rate(
+    optimizer: torch.optim.Adam, rates: LearningRates, scene_extent: float, progress: float
+) -> None:
+    """Give the centres the rate of this point of the schedule; the other rates are constant."""
+    for group in optimizer.param_groups:
+        if group["name"] == "means":
+            group["lr"] = scene_extent * decayed_rate(rates.means, rates.means_final, progress)
+
+
+def active_sh_degree(step: int, degree_every: int, max_degree: int) -> int:
+    """Raise the SH degree by one every `degree_every` steps: colour first, then its view dependence."""
+    return min(max_degree, step // degree_every) if degree_every > 0 else max_degree

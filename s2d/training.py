@@ -1,0 +1,226 @@
+"""One run of the optimisation: its state, one step of it, and how it is saved mid-way.
+
+Stages 1 and 3 write their own loops; what both do the same lies here. A run is a function of its config, its inputs and its
+seed: `save_run` / `load_run` keep everything a step reads or changes, so an interrupted run ends with the same bits.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from s2d.cameras import Cameras
+from s2d.checks import check_finite
+from s2d.densify import (
+    DensifyPolicy,
+    DensifyState,
+    accumulate_gradients,
+    densify_and_prune,
+    reset_opacity,
+)
+from s2d.gaussians import Checkpoint, Gaussians, load_checkpoint, save_checkpoint
+from s2d.images import write_image
+from s2d.log import progress
+from s2d.losses import photometric_loss, weight_gradient
+from s2d.model_folder import render_name
+from s2d.optim import LearningRates, create_optimizer
+from s2d.rasterize import rasterize
+from s2d.sampling import ViewSampler
+
+HISTORY_EVERY = 20
+
+
+@dataclass
+class TrainingRun:
+    """Everything a step reads or changes, apart from the photos."""
+
+    gaussians: Gaussians
+    optimizer: torch.optim.Adam
+    scene_extent: float
+    sampler: ViewSampler
+    generator: torch.Generator
+    step: int
+    """Finished steps, counted over stages 1 and 3."""
+    densify_state: DensifyState
+    history: dict[str, list[float]] = field(
+        default_factory=lambda: {"step": [], "loss": [], "num_gaussians": [], "seconds": []}
+    )
+    seconds_before: float = 0.0
+    """Time spent before this process took over."""
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Optimisation time, over all processes that worked on it."""
+        return self.seconds_before + time.monotonic() - self.started
+
+
+def start_run(
+    gaussians: Gaussians,
+    rates: LearningRates,
+    scene_extent: float,
+    sampler: ViewSampler,
+    seed: int,
+    step: int = 0,
+    optimizer_state: dict | None = None,
+) -> TrainingRun:
+    """Begin a run; with `optimizer_state` Adam keeps the moments of the run before, at the new rates."""
+    optimizer = create_optimizer(gaussians, rates, scene_extent)
+    if optimizer_state is not None:
+        _load_moments(optimizer, optimizer_state)
+    generator = torch.Generator().manual_seed(seed)
+    state = DensifyState.zeros(gaussians.num, gaussians.means.device)
+    return TrainingRun(gaussians, optimizer, scene_extent, sampler, generator, step, state)
+
+
+def optimise_view(
+    run: TrainingRun,
+    camera: Cameras,
+    target: Tensor,  # [H, W, 3]
+    *,
+    ssim_weight: float,
+    sh_degree: int,
+    gradient_weight: Tensor | None = None,  # [H, W, 1]
+    opacity_weight: float = 0.0,
+) -> Tensor:
+    """Take one step towards one view and gather the density statistics.
+
+    Args:
+        run: Its Gaussians, optimiser, statistics and step count change in place.
+        camera: The one camera of the view.
+        target: Photo or fixed view. [H, W, 3]
+        ssim_weight: See `photometric_loss`.
+        sh_degree: Active degree.
+        gradient_weight: See `weight_gradient`; None is 1 everywhere. [H, W, 1]
+        opacity_weight: Weight of the mean opacity in the loss: what no photo needs fades.
+
+    Returns:
+        The photometric loss, detached; non-finite values are an error here already.
+
+    Raises:
+        ValueError: The loss is not a number; names the tensor that went bad and the step.
+    """
+    gaussians = run.gaussians
+    probe = torch.zeros(1, gaussians.num, 2, device=gaussians.means.device, requires_grad=True)
+    render = rasterize(gaussians, camera, sh_degree=sh_degree, means2d_probe=probe)
+    rgb = render.rgb[0]
+    if gradient_weight is not None:
+        rgb = weight_gradient(rgb, gradient_weight)
+    loss = photometric_loss(rgb, target, ssim_weight)
+    if not bool(torch.isfinite(loss)):
+        _raise_not_finite(run, target, camera.names[0])
+    total = loss
+    if opacity_weight > 0:
+        total = total + opacity_weight * torch.sigmoid(gaussians.opacity_logits).mean()
+    total.backward()
+    accumulate_gradients(run.densify_state, probe.grad, render.radii, camera.width, camera.height)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    return loss.detach()
+
+
+def control_density(
+    run: TrainingRun, policy: DensifyPolicy, first_step: int, last_step: int
+) -> None:
+    """Clone, split, prune and reset as `policy` says for this step of a run from `first_step` to `last_step`."""
+    done, num_steps = run.step - first_step, last_step - first_step
+    if not policy.start_step <= done <= policy.stop_share * num_steps:
+        return
+    if done % policy.every == 0:
+        run.densify_state = densify_and_prune(
+            policy, run.gaussians, run.optimizer, run.densify_state, run.scene_extent, run.generator
+        )
+    if policy.reset_every > 0 and run.step % policy.reset_every == 0:
+        reset_opacity(run.gaussians, run.optimizer)
+
+
+def record(run: TrainingRun, loss: Tensor) -> None:
+    """Add a row to the history every 20 steps."""
+    if run.step % HISTORY_EVERY == 0:
+        row = {
+            "step": run.step,
+            "loss": round(float(loss), 6),
+            "num_gaussians": run.gaussians.num,
+            "seconds": round(run.seconds, 3),
+        }
+        for key, value in row.items():
+            run.history[key].append(value)
+
+
+def run_checkpoint(run: TrainingRun) -> Checkpoint:
+    """Return the run as a checkpoint that `load_run` and stage 3 read."""
+    return Checkpoint(
+        gaussians=run.gaussians,
+        step=run.step,
+        scene_extent=run.scene_extent,
+        optimizer_state=run.optimizer.state_dict(),
+        run_state={
+            "sampler": run.sampler.state_dict(),
+            "generator": run.generator.get_state(),
+            "grad_sum": run.densify_state.grad_sum,
+            "num_views": run.densify_state.num_views,
+            "history": run.history,
+            "seconds": run.seconds,
+        },
+    )
+
+
+def save_run(run: TrainingRun, path: Path) -> None:
+    """Save mid-way, all or nothing."""
+    save_checkpoint(path, run_checkpoint(run))
+
+
+def load_run(path: Path, rates: LearningRates, sampler: ViewSampler) -> TrainingRun:
+    """Continue a saved run; `sampler` must be made from the same views, and is set to its saved state."""
+    saved = load_checkpoint(path)
+    if saved.run_state is None:
+        raise ValueError(f"{path} holds no run to continue. Delete it and start the stage again.")
+    run = start_run(
+        saved.gaussians, rates, saved.scene_extent, sampler, 0, saved.step, saved.optimizer_state
+    )
+    run.sampler.load_state_dict(saved.run_state["sampler"])
+    run.generator.set_state(saved.run_state["generator"])
+    run.densify_state = DensifyState(saved.run_state["grad_sum"], saved.run_state["num_views"])
+    run.history = saved.run_state["history"]
+    run.seconds_before = saved.run_state["seconds"]
+    return run
+
+
+def render_views(gaussians: Gaussians, cameras: Cameras, folder: Path) -> None:
+    """Render the cameras, one PNG per view, named after it."""
+    gaussians = gaussians.detached()
+    with progress(len(cameras), "novel renders") as bar:
+        for done, camera in enumerate(cameras, start=1):
+            render = rasterize(gaussians, camera)
+            write_image(folder / render_name(camera.names[0]), render.rgb[0])
+            bar.update(done)
+
+
+def require_cpu(device: str) -> None:
+    """Refuse a device that the rasteriser has no kernels for."""
+    if device != "cpu":
+        raise ValueError(
+            f"device={device!r} was asked for, but diff_gaussian_rasterization has no kernels for it. Pass --device cpu."
+        )
+
+
+def _load_moments(optimizer: torch.optim.Adam, state: dict) -> None:
+    """Take over Adam's moments but keep this run's rates."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _raise_not_finite(run: TrainingRun, target: Tensor, view: str) -> None:
+    """Name what went bad: the photo, a parameter tensor, or the render."""
+    when = f"after step {run.step} (view {view})"
+    check_finite("target", target, rows="row", context=when, hint="Check that photo.")
+    for name, tensor in run.gaussians.tensors().items():
+        check_finite(name, tensor, rows="Gaussian", context=when, hint="Try lower learning rates.")
+    raise ValueError(
+        f"optimise_view: the loss is not finite {when}, though all parameters are. Try another --seed."
+    )

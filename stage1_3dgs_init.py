@@ -1,0 +1,204 @@
+"""Stage 1: fit 3D Gaussians to the kept photos, then render every novel camera: images with artifacts.
+
+Reads   SCENE (-s) kept photos; OUT/stage0/ split.json, novel_cameras.json, points.ply
+Writes  OUT/stage1/ renders/<name>.png, train_indices.txt, novel_indices.txt, image_names.txt, history.json
+        OUT/chkpnt_stage1_<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json
+
+Example
+    python stage1_3dgs_init.py -s data/fern -m out/fern
+    python stage1_3dgs_init.py -s demo -m out/demo --preset tiny            # seconds: to see that it runs
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from s2d.cameras import Cameras
+from s2d.config import no_effect, run_script
+from s2d.densify import DensifyPolicy
+from s2d.files import atomic_write_json, atomic_write_text
+from s2d.gaussians import gaussians_from_points, save_checkpoint, thin_points
+from s2d.log import logger, progress
+from s2d.model_folder import copy_results, kept_views, point_cloud_name, write_cameras_json
+from s2d.optim import LearningRates, active_sh_degree, set_means_rate
+from s2d.ply_io import read_points_ply
+from s2d.sampling import ViewSampler
+from s2d.scene import Scene
+from s2d.split import Split, make_split
+from s2d.stage_io import Manifest, Stage, open_stage, require_stage
+from s2d.training import (
+    TrainingRun,
+    control_density,
+    load_run,
+    optimise_view,
+    record,
+    render_views,
+    require_cpu,
+    run_checkpoint,
+    save_run,
+    start_run,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stage 1: 3D Gaussians from the kept photos and stage 0's point cloud, and renders of the novel cameras."""
+
+    source: Annotated[Path, arg(aliases=["-s"])] = no_effect()
+    """The scene that stage 0 was run on."""
+    model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
+    """Output folder OUT; stage 0 must have finished there."""
+    sample_iteration: int = 4000
+    """Number of optimisation steps; the novel cameras are rendered after the last."""
+    max_init_points: int = 40_000
+    """Start with at most this many Gaussians; a larger cloud is thinned evenly. More is sharper and slower."""
+    init_opacity: float = 0.1
+    """Opacity that every Gaussian starts with."""
+    sh_degree: int = 2
+    """Degree of the view-dependent colour, 0 to 3. Few photos can't tell it from geometry: higher overfits."""
+    sh_degree_every: int = 1000
+    """Steps between two raises of the active degree. 0 uses all from the start."""
+    ssim_weight: float = 0.2
+    """Share of 1 - SSIM in the loss; the rest is L1."""
+    opacity_weight: float = 0.0
+    """Weight of the mean opacity in the loss: fades what no photo needs. 0 disables."""
+    lr_means: float = 1.6e-4
+    """Step size of the centres at the start, in scene extents; falls to a hundredth at the end."""
+    densify: bool = True
+    """Add Gaussians where the photos ask for detail."""
+    densify_grad_threshold: float = 2e-4
+    """2D gradient above which a Gaussian is cloned or split. Lower grows more."""
+    max_gaussians: int = 150_000
+    """Never grow beyond this number."""
+    keep_every: int | None = None
+    """Only checked: stage 0 has chosen the kept views."""
+    keep_indices: str | None = None
+    """Only checked, as --keep-every: comma-separated positions."""
+    keep_count: int | None = None
+    """Only checked, as --keep-every."""
+    stage1_meta_dir: Path | None = no_effect(None)
+    """Also copy the index files here."""
+    stage1_novel_render_dir: Path | None = no_effect(None)
+    """Also copy the renders here."""
+    seed: int = 0
+    """Seed of the order of the views and of split Gaussians."""
+    device: str = no_effect("cpu")
+    """Where to compute: only cpu so far."""
+    checkpoint_every: int = no_effect(500)
+    """Steps between two checkpoints from which an interrupted run goes on."""
+    overwrite: bool = no_effect(False)
+    """Rebuild a finished stage 1."""
+
+
+def main(cfg: Config) -> Path:
+    """Run stage 1; returns OUT/stage1."""
+    require_cpu(cfg.device)
+    stage0 = require_stage(cfg.model_dir, "stage0")
+    split = Split.load(stage0.dir / "split.json")
+    check_keep_flags(cfg, split, stage0)
+    kept = kept_views(cfg.source, stage0.dir, split)
+    novel = Cameras.from_json(stage0.dir / "novel_cameras.json")
+    inputs = {"stage0": stage0, "kept photos": list(kept.image_paths)}
+    with open_stage(cfg.model_dir, "stage1", cfg, inputs, cfg.overwrite) as stage:
+        if not stage.up_to_date:
+            with stage.timer("optimise"):
+                run = optimise(cfg, stage, stage0, kept)
+            with stage.timer("render"):
+                render_views(run.gaussians, novel, stage.dir / "renders")
+            write_outputs(cfg, stage, run, split, kept, novel)
+    for name in ("train_indices.txt", "novel_indices.txt", "image_names.txt"):
+        copy_results(stage.dir / name, cfg.stage1_meta_dir and cfg.stage1_meta_dir / name)
+    copy_results(stage.dir / "renders", cfg.stage1_novel_render_dir)
+    return cfg.model_dir / "stage1"
+
+
+def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> TrainingRun:
+    """Fit Gaussians on the points of stage 0 to the kept photos."""
+    checkpoint = stage.scratch / "run.pth"
+    rates = LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means)
+    policy = DensifyPolicy(
+        cfg.densify, grad_threshold=cfg.densify_grad_threshold, max_gaussians=cfg.max_gaussians
+    )
+    sampler = ViewSampler(kept.cameras.names, seed=cfg.seed)
+    if checkpoint.exists():
+        run = load_run(checkpoint, rates, sampler)
+    else:
+        points, rgbs, confidence = read_points_ply(stage0.dir / "points.ply")
+        chosen = thin_points(points, cfg.max_init_points, confidence)
+        logger.info("stage1: %d Gaussians from the %d points of stage 0", len(chosen), len(points))
+        gaussians = gaussians_from_points(
+            points[chosen], rgbs[chosen], cfg.sh_degree, cfg.init_opacity
+        )
+        run = start_run(gaussians, rates, kept.cameras.extent, sampler, cfg.seed)
+
+    num_steps = cfg.sample_iteration
+    with progress(num_steps, "stage 1", start=run.step) as bar:
+        while run.step < num_steps:
+            set_means_rate(run.optimizer, rates, run.scene_extent, run.step / num_steps)
+            _, name = run.sampler.draw()
+            loss = optimise_view(
+                run,
+                kept.cameras.select([name]),
+                kept.image(name),
+                ssim_weight=cfg.ssim_weight,
+                sh_degree=active_sh_degree(run.step, cfg.sh_degree_every, cfg.sh_degree),
+                opacity_weight=cfg.opacity_weight,
+            )
+            control_density(run, policy, 0, num_steps)
+            record(run, loss)
+            if run.step % cfg.checkpoint_every == 0 and run.step < num_steps:
+                save_run(run, checkpoint)
+            bar.update(run.step, loss=loss, gaussians=run.gaussians.num)
+    return run
+
+
+def write_outputs(
+    cfg: Config, stage: Stage, run: TrainingRun, split: Split, kept: Scene, novel: Cameras
+) -> None:
+    """Write the checkpoint, the Gaussians and the text files."""
+    save_checkpoint(stage.extra_path(f"chkpnt_stage1_{run.step}.pth"), run_checkpoint(run))
+    run.gaussians.save_ply(stage.extra_path(point_cloud_name(run.step)))
+    write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([kept.cameras, novel]))
+    # The release's form: positions in image_names.txt, one per line; all views that training may know of.
+    names = sorted({*split.kept, *novel.names})
+    atomic_write_text(stage.dir / "image_names.txt", lines(names))
+    atomic_write_text(
+        stage.dir / "train_indices.txt", lines(names.index(name) for name in split.kept)
+    )
+    atomic_write_text(
+        stage.dir / "novel_indices.txt", lines(names.index(name) for name in novel.names)
+    )
+    atomic_write_json(stage.dir / "history.json", run.history)
+    stage.info["num_gaussians"] = run.gaussians.num
+    stage.info["iteration"] = run.step
+
+
+def lines(values) -> str:
+    return "".join(f"{value}\n" for value in values)
+
+
+def check_keep_flags(cfg: Config, split: Split, stage0: Manifest) -> None:
+    """Accept the released command line's --keep-… here too, if it means what stage 0 has chosen."""
+    given = {
+        "keep_every": cfg.keep_every,
+        "keep_indices": cfg.keep_indices and [int(index) for index in cfg.keep_indices.split(",")],
+        "keep_count": cfg.keep_count,
+    }
+    if all(value is None for value in given.values()):
+        return
+    names = {*split.kept, *split.novel, *split.test}
+    settings = {"eval": split.protocol == "eval"}
+    if settings["eval"]:
+        settings["test_every"] = stage0.config["test_every"]
+    wanted = make_split(names, **given, **settings)
+    if wanted.kept != split.kept:
+        raise ValueError(
+            f"The --keep-… flag contradicts stage 0: it keeps {', '.join(wanted.kept)}, but {stage0.dir} was made with "
+            f"{', '.join(split.kept)}. Leave the flag out, or run stage 0 again with it and --overwrite."
+        )
+
+
+if __name__ == "__main__":
+    run_script(main, Config, "stage1_3dgs_init")

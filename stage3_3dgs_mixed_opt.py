@@ -1,0 +1,255 @@
+"""Stage 3: continue the optimisation on kept photos and fixed views.
+
+Two rules of S2D keep the photos in charge. *Random sample drop*: kept views make up the share alpha of all training samples,
+however many pseudo views there are. *Weighted gradient*: on pseudo views, pixels that no point supports pull with beta only.
+
+Reads   SCENE (-s) kept photos; OUT/chkpnt_stage1_<it>.pth; OUT/stage0 cameras; OUT/stage2/ fixed, mask
+Writes  OUT/stage3/ renders/<name>.png, history.json
+        OUT/chkpnt<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json, OUT/cfg_args.json
+
+Example
+    python stage3_3dgs_mixed_opt.py -s data/fern -m out/fern
+    python stage3_3dgs_mixed_opt.py -s data/fern -m out/fern --iterations 30000 --alpha 0.5 --overwrite
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from torch import Tensor
+from tyro.conf import arg
+
+from s2d.cameras import Cameras
+from s2d.config import no_effect, run_script
+from s2d.densify import DensifyPolicy
+from s2d.files import atomic_write_json
+from s2d.gaussians import load_checkpoint, save_checkpoint
+from s2d.images import read_image, resize_image
+from s2d.log import logger, progress
+from s2d.losses import novel_view_weight
+from s2d.model_folder import (
+    kept_views,
+    point_cloud_name,
+    render_name,
+    write_cameras_json,
+    write_cfg_args,
+)
+from s2d.optim import LearningRates, active_sh_degree, set_means_rate
+from s2d.sampling import SampleDrop, ViewSampler
+from s2d.scene import Scene
+from s2d.split import Split
+from s2d.stage_io import Stage, open_stage, require_stage
+from s2d.training import (
+    TrainingRun,
+    control_density,
+    load_run,
+    optimise_view,
+    record,
+    render_views,
+    require_cpu,
+    run_checkpoint,
+    save_run,
+    start_run,
+)
+
+# Decoded fixed views held in memory; the rest is read again when drawn.
+CACHED_VIEWS = 100
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stage 3: mixed optimisation on kept photos and fixed views."""
+
+    source: Annotated[Path, arg(aliases=["-s"])] = no_effect()
+    """The scene that stage 0 was run on."""
+    model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
+    """Output folder OUT; stages 0 to 2 must have finished there."""
+    iterations: int = 7000
+    """Last step, counted on from stage 1's."""
+    alpha: float = 0.7
+    """Share of kept views among the training samples."""
+    beta: float = 0.4
+    """Weight of the gradient in unguided pixels of fixed views. 1 disables the weighting."""
+    sample_drop: SampleDrop = "normalised"
+    """normalised: reaches alpha; literal: the published formula, which does not."""
+    sh_degree_every: int = 1000
+    """Steps between two raises of the active SH degree, counted from stage 1's start. 0 uses all."""
+    ssim_weight: float = 0.2
+    """Share of 1 - SSIM in the loss; the rest is L1."""
+    opacity_weight: float = 0.0
+    """Weight of the mean opacity in the loss. 0 disables."""
+    lr_means: float = 1.6e-4
+    """Step size of the centres at the start of this stage, in scene extents; falls to a hundredth at the end."""
+    densify: bool = True
+    """Add Gaussians where the views ask for detail."""
+    densify_grad_threshold: float = 2e-4
+    """2D gradient above which a Gaussian is cloned or split. Lower grows more."""
+    max_gaussians: int = 150_000
+    """Never grow beyond this number."""
+    start_checkpoint: Path | None = no_effect(None)
+    """Checkpoint to go on from, ours or one of 3DGS; default: stage 1's."""
+    stage1_meta_dir: Path | None = no_effect(None)
+    """Not needed: the split is read from OUT/stage0. Accepted because the released command line has it."""
+    fixed_dir: Path | None = no_effect(None)
+    """Folder of the fixed views; default OUT/stage2/fixed."""
+    fixed_mask_dir: Path | None = no_effect(None)
+    """Folder of the guidance masks; default OUT/stage2/mask."""
+    seed: int = 0
+    """Seed of the order of the views and of split Gaussians."""
+    device: str = no_effect("cpu")
+    """Where to compute: only cpu so far."""
+    checkpoint_every: int = no_effect(500)
+    """Steps between two checkpoints from which an interrupted run goes on."""
+    overwrite: bool = no_effect(False)
+    """Rebuild a finished stage 3."""
+
+
+def main(cfg: Config) -> Path:
+    """Run stage 3; returns OUT/stage3."""
+    require_cpu(cfg.device)
+    stage0 = require_stage(cfg.model_dir, "stage0")
+    start = cfg.start_checkpoint or stage1_checkpoint(cfg.model_dir)
+    split = Split.load(stage0.dir / "split.json")
+    kept = kept_views(cfg.source, stage0.dir, split)
+    novel = Cameras.from_json(stage0.dir / "novel_cameras.json")
+    fixed_paths, mask_paths = fixed_view_paths(cfg, novel)
+    inputs = {
+        "stage0": stage0,
+        "start_checkpoint": start,
+        "kept photos": list(kept.image_paths),
+        "fixed views": list(fixed_paths.values()),
+        "masks": list(mask_paths.values()),
+    }
+    with open_stage(cfg.model_dir, "stage3", cfg, inputs, cfg.overwrite) as stage:
+        if not stage.up_to_date:
+            fixed = fixed_view_reader(cfg, novel, fixed_paths, mask_paths)
+            with stage.timer("optimise"):
+                run = optimise(cfg, stage, start, kept, novel, fixed)
+            with stage.timer("render"):
+                render_views(run.gaussians, novel, stage.dir / "renders")
+            write_outputs(cfg, stage, run, split, kept, novel)
+    return cfg.model_dir / "stage3"
+
+
+def optimise(
+    cfg: Config,
+    stage: Stage,
+    start: Path,
+    kept: Scene,
+    novel: Cameras,
+    fixed: Callable[[str], tuple[Tensor, Tensor]],
+) -> TrainingRun:
+    """Go on from stage 1's Gaussians on both kinds of views."""
+    checkpoint = stage.scratch / "run.pth"
+    rates = LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means)
+    policy = DensifyPolicy(
+        cfg.densify, grad_threshold=cfg.densify_grad_threshold, max_gaussians=cfg.max_gaussians
+    )
+    sampler = ViewSampler(kept.cameras.names, novel.names, cfg.alpha, cfg.sample_drop, cfg.seed)
+    first = load_checkpoint(start)
+    if first.step >= cfg.iterations:
+        raise ValueError(
+            f"{start} is at step {first.step} already, but --iterations is {cfg.iterations}. Expected a later last step: "
+            f"pass --iterations {first.step + 3000}."
+        )
+    if checkpoint.exists():
+        run = load_run(checkpoint, rates, sampler)
+    else:
+        run = start_run(
+            first.gaussians,
+            rates,
+            first.scene_extent,
+            sampler,
+            cfg.seed,
+            first.step,
+            first.optimizer_state,
+        )
+
+    num_steps = cfg.iterations - first.step
+    with progress(cfg.iterations, "stage 3", start=run.step) as bar:
+        while run.step < cfg.iterations:
+            set_means_rate(
+                run.optimizer, rates, run.scene_extent, (run.step - first.step) / num_steps
+            )
+            is_kept, name = run.sampler.draw()
+            target, weight = (kept.image(name), None) if is_kept else fixed(name)
+            loss = optimise_view(
+                run,
+                (kept.cameras if is_kept else novel).select([name]),
+                target,
+                ssim_weight=cfg.ssim_weight,
+                sh_degree=active_sh_degree(run.step, cfg.sh_degree_every, run.gaussians.sh_degree),
+                gradient_weight=weight,
+                opacity_weight=cfg.opacity_weight,
+            )
+            control_density(run, policy, first.step, cfg.iterations)
+            record(run, loss)
+            if run.step % cfg.checkpoint_every == 0 and run.step < cfg.iterations:
+                save_run(run, checkpoint)
+            bar.update(run.step, loss=loss, gaussians=run.gaussians.num)
+    logger.info("stage3: share of kept views %.3f (alpha %.2f)", run.sampler.kept_share, cfg.alpha)
+    return run
+
+
+def write_outputs(
+    cfg: Config, stage: Stage, run: TrainingRun, split: Split, kept: Scene, novel: Cameras
+) -> None:
+    """Write the final Gaussians and what viewers want beside them."""
+    save_checkpoint(stage.extra_path(f"chkpnt{run.step}.pth"), run_checkpoint(run))
+    run.gaussians.save_ply(stage.extra_path(point_cloud_name(run.step)))
+    write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([kept.cameras, novel]))
+    write_cfg_args(
+        stage.extra_path("cfg_args.json"),
+        cfg.source,
+        cfg.model_dir,
+        run.gaussians.sh_degree,
+        with_test=split.protocol == "eval",
+    )
+    atomic_write_json(stage.dir / "history.json", run.history)
+    stage.info["num_gaussians"] = run.gaussians.num
+    stage.info["iteration"] = run.step
+    stage.info["kept_share"] = round(run.sampler.kept_share, 4)
+
+
+def stage1_checkpoint(model_dir: Path) -> Path:
+    stage1 = require_stage(model_dir, "stage1")
+    return model_dir / f"chkpnt_stage1_{stage1.info['iteration']}.pth"
+
+
+def fixed_view_paths(cfg: Config, novel: Cameras) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Find the fixed view and the mask of every novel camera."""
+    fixed_dir = cfg.fixed_dir or require_stage(cfg.model_dir, "stage2").dir / "fixed"
+    mask_dir = cfg.fixed_mask_dir or require_stage(cfg.model_dir, "stage2").dir / "mask"
+    folders = []
+    for folder in (fixed_dir, mask_dir):
+        paths = {name: folder / render_name(name) for name in novel.names}
+        missing = [path for path in paths.values() if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(paths)} novel views are missing in {folder} (first: {missing[0].name}). "
+                "Run: python stage2_artifact_fix.py -m OUT"
+            )
+        folders.append(paths)
+    return folders[0], folders[1]
+
+
+def fixed_view_reader(
+    cfg: Config, novel: Cameras, fixed_paths: dict[str, Path], mask_paths: dict[str, Path]
+) -> Callable[[str], tuple[Tensor, Tensor]]:
+    """Return a function from a novel view's name to its fixed image [H,W,3] and gradient weight [H,W,1]."""
+    sizes = dict(zip(novel.names, novel.sizes, strict=True))
+
+    @lru_cache(maxsize=CACHED_VIEWS)
+    def read(name: str) -> tuple[Tensor, Tensor]:
+        # A fixer may work at a size of its own.
+        fixed = resize_image(read_image(fixed_paths[name]), *sizes[name])
+        mask = (resize_image(read_image(mask_paths[name])[..., :1], *sizes[name]) > 0.5).float()
+        return fixed, novel_view_weight(mask, cfg.beta)
+
+    return read
+
+
+if __name__ == "__main__":
+    run_script(main, Config, "stage3_3dgs_mixed_opt")

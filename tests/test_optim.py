@@ -1,0 +1,83 @@
+"""The parameter table and the schedules."""
+
+import pytest
+import torch
+
+from s2d.gaussians import Gaussians
+from s2d.optim import (
+    LearningRates,
+    active_sh_degree,
+    create_optimizer,
+    decayed_rate,
+    set_means_rate,
+)
+
+
+def some_gaussians(num=5, sh_degree=1):
+    generator = torch.Generator().manual_seed(0)
+    return Gaussians(
+        means=torch.randn(num, 3, generator=generator),
+        log_scales=torch.zeros(num, 3),
+        quats=torch.randn(num, 4, generator=generator),
+        opacity_logits=torch.zeros(num),
+        sh0=torch.zeros(num, 1, 3),
+        shN=torch.zeros(num, (sh_degree + 1) ** 2 - 1, 3),
+    )
+
+
+def rate_of(optimizer, name):
+    return next(group["lr"] for group in optimizer.param_groups if group["name"] == name)
+
+
+def test_every_tensor_has_its_group_and_the_published_rate():
+    gaussians = some_gaussians()
+    optimizer = create_optimizer(gaussians, LearningRates(), scene_extent=2.0)
+    assert [group["name"] for group in optimizer.param_groups] == list(gaussians.tensors())
+    assert all(tensor.requires_grad for tensor in gaussians.tensors().values())
+    assert rate_of(optimizer, "means") == pytest.approx(3.2e-4)
+    assert rate_of(optimizer, "shN") == pytest.approx(rate_of(optimizer, "sh0") / 20)
+
+
+def test_position_rate_decays_exponentially_and_scales_with_the_scene():
+    assert decayed_rate(1e-2, 1e-4, 0.0) == pytest.approx(1e-2)
+    assert decayed_rate(1e-2, 1e-4, 0.5) == pytest.approx(1e-3)
+    assert decayed_rate(1e-2, 1e-4, 1.0) == pytest.approx(1e-4)
+    assert decayed_rate(1e-2, 1e-4, 7.0) == pytest.approx(1e-4)
+    optimizer = create_optimizer(some_gaussians(), LearningRates(), 3.0)
+    set_means_rate(optimizer, LearningRates(), 3.0, 0.5)
+    assert rate_of(optimizer, "means") == pytest.approx(3.0 * 1.6e-5)
+    assert rate_of(optimizer, "quats") == 1e-3
+
+
+def test_sh_degree_rises_one_by_one():
+    assert [active_sh_degree(step, 1000, 2) for step in (0, 999, 1000, 2500, 9000)] == [
+        0,
+        0,
+        1,
+        2,
+        2,
+    ]
+    assert active_sh_degree(0, 0, 3) == 3
+
+
+def test_a_step_changes_every_tensor_by_at_most_its_rate():
+    gaussians = some_gaussians()
+    optimizer = create_optimizer(gaussians, LearningRates(), 1.0)
+    before = {name: tensor.detach().clone() for name, tensor in gaussians.tensors().items()}
+    for tensor in gaussians.tensors().values():
+        tensor.grad = torch.full_like(tensor, 1e-9)  # as small as real ones: eps must not damp it
+    optimizer.step()
+    for name, tensor in gaussians.tensors().items():
+        # Adam's first step is lr·sign(gradient).
+        assert torch.allclose(
+            before[name] - tensor.detach(), torch.tensor(rate_of(optimizer, name)), rtol=2e-2
+        )
+
+
+def test_degree_zero_has_an_empty_tensor_that_can_be_stepped():
+    gaussians = some_gaussians(sh_degree=0)
+    optimizer = create_optimizer(gaussians, LearningRates(), 1.0)
+    for tensor in gaussians.tensors().values():
+        tensor.grad = torch.ones_like(tensor)
+    optimizer.step()
+    assert gaussians.shN.shape == (5, 0, 3)
