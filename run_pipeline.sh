@@ -31,8 +31,9 @@ refuse() {
 }
 
 scene='' out='' preset=''
-views=()  # for stage 0 alone: what is kept, novel and test
-common=() # for every stage
+views=()   # for stage 0 alone: what is kept, novel and test
+common=()  # for every stage
+seed=()    # for the stages that draw random numbers
 while [ $# -gt 0 ]; do
   flag=$1
   shift
@@ -60,7 +61,8 @@ while [ $# -gt 0 ]; do
     -s | --source) scene=$value ;;
     -m | --model-dir) out=$value ;;
     --preset) preset=$value ;;
-    --device | --seed) common+=("$flag" "$value") ;;
+    --device) common+=("$flag" "$value") ;;
+    --seed) seed=("$flag" "$value") ;;
     --keep-indices) # positions may also be separated by spaces
       while [[ ${1:-} =~ ^[0-9,]+$ ]]; do
         value=$value,$1
@@ -124,10 +126,10 @@ stage() {
 
 SECONDS=0
 run bash "$root/tools/setup_env.sh"
-stage stage0_point_guidance -s "$scene" -m "$out" ${views[@]+"${views[@]}"}
-stage stage1_3dgs_init -s "$scene" -m "$out"
-stage stage2_artifact_fix -s "$scene" -m "$out"
-stage stage3_3dgs_mixed_opt -s "$scene" -m "$out"
+stage stage0_point_guidance -s "$scene" -m "$out" ${views[@]+"${views[@]}"} ${seed[@]+"${seed[@]}"}
+stage stage1_3dgs_init -s "$scene" -m "$out" ${seed[@]+"${seed[@]}"}
+stage stage2_artifact_fix -m "$out"
+stage stage3_3dgs_mixed_opt -s "$scene" -m "$out" ${seed[@]+"${seed[@]}"}
 printf '\n== evaluate\n' >&2
 run "$python" "$root/tools/evaluate.py" -s "$scene" -m "$out"
 
