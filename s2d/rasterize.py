@@ -1,0 +1,78 @@
+"""The one way in which S2D renders: `rasterize(gaussians, cameras)`. Only importer of the rasteriser.
+
+Notation: N Gaussians, C cameras, H x W pixels. Conventions of pixels, axes and depth: docs/architecture.md.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from diff_gaussian_rasterization import rasterize_gaussians_raw
+from torch import Tensor
+
+from s2d.cameras import Cameras
+
+
+class RawGaussians(Protocol):
+    """What is rendered: raw parameters, activated inside the kernel. `s2d.gaussians.Gaussians` is one."""
+
+    means: Tensor  # [N, 3] world
+    log_scales: Tensor  # [N, 3]
+    quats: Tensor  # [N, 4] wxyz, any norm
+    opacity_logits: Tensor  # [N]
+    sh0: Tensor  # [N, 1, 3]
+    shN: Tensor  # [N, K-1, 3]
+
+
+@dataclass
+class Render:
+    """Images of C cameras."""
+
+    rgb: Tensor  # [C, H, W, 3] float32, 0 and above; not clamped at 1
+    alpha: Tensor  # [C, H, W, 1] in [0, 1)
+    depth: Tensor  # [C, H, W, 1] expected camera-z in world units; 0 where alpha is 0
+    radii: Tensor  # [C, N] int32 pixels; 0 = not visible
+
+
+def rasterize(
+    gaussians: RawGaussians,
+    cameras: Cameras,
+    *,
+    background: Tensor | None = None,  # [3]
+    sh_degree: int | None = None,
+    viewmats: Tensor | None = None,  # [C, 4, 4]
+    means2d_probe: Tensor | None = None,  # [C, N, 2]
+) -> Render:
+    """Render Gaussians into every camera; all cameras have one size.
+
+    The same inputs give the same bits, at any thread count. Gaussians with non-finite parameters are not drawn.
+
+    Args:
+        gaussians: Raw parameters; any object with the six tensors of `RawGaussians`.
+        cameras: Pinhole cameras of one size.
+        background: Colour behind everything in [0, 1]; black where None. [3]
+        sh_degree: Active degree, 0-3; all that is stored where None.
+        viewmats: World-to-camera, instead of `cameras.viewmats`; may require grad. [C, 4, 4]
+        means2d_probe: Zeros that require grad: receives the gradient by pixel position, for density control. [C, N, 2]
+
+    Returns:
+        `Render`; differentiable in all of gaussians, background and viewmats, except for `radii`.
+
+    Raises:
+        ValueError: cameras of several sizes, wrong shapes, non-finite cameras.
+    """
+    out = rasterize_gaussians_raw(
+        gaussians.means,
+        gaussians.log_scales,
+        gaussians.quats,
+        gaussians.opacity_logits,
+        gaussians.sh0,
+        gaussians.shN,
+        cameras.viewmats if viewmats is None else viewmats,
+        cameras.Ks,
+        cameras.width,
+        cameras.height,
+        background=background,
+        sh_degree=sh_degree,
+        means2d_probe=means2d_probe,
+    )
+    return Render(out.rgb, out.alpha, out.depth, out.radii)

@@ -1,0 +1,172 @@
+// What the phases of one render hand to each other. A Frame belongs to one render (one camera) until its backward pass is done, and
+// is then used again: in steady state nothing is allocated.
+//
+//   project.cpp   Gaussians -> Splat records (whitened ellipse, colour), tiles and block masks of each
+//   bin.cpp       depth order -> per tile a list of instances, nearest first
+//   forward.cpp   tiles -> images, and what the backward pass needs of each pixel
+//   backward.cpp  tiles -> ten sums per instance (slot); slots -> gradients of the raw parameters
+//
+// A tile is 4 x 4 blocks; a block is one vector of pixels (4 x 4 pixels with 16 lanes). Which of its 16 blocks a Gaussian touches is
+// known exactly, as a bit mask: nothing else is ever looked at.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <utility>
+
+#include "projection.h"
+#include "simd.h"
+
+namespace s2d {
+
+constexpr int BLOCK_W = LANES == 4 ? 2 : 4;
+constexpr int BLOCK_H = LANES / BLOCK_W;
+constexpr int TILE_BLOCKS = 16;
+constexpr int TILE_W = 4 * BLOCK_W, TILE_H = 4 * BLOCK_H;
+
+// Growable, uninitialised, aligned memory.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+
+  T* reserve(size_t count) {
+    if (count > capacity_) {
+      const size_t wanted = count + count / 4;  // room for a scene that grows
+      const size_t bytes = (wanted * sizeof(T) + 63) / 64 * 64;
+      void* fresh = std::aligned_alloc(64, bytes);
+      if (!fresh) throw std::bad_alloc();
+      std::free(data_);
+      data_ = static_cast<T*>(fresh);
+      capacity_ = wanted;
+    }
+    return data_;
+  }
+  T* data() const { return data_; }
+  T& operator[](size_t i) const { return data_[i]; }
+
+ private:
+  T* data_ = nullptr;
+  size_t capacity_ = 0;
+};
+
+// Everything the tile loops read of one Gaussian: one cache line.
+struct alignas(64) Splat {
+  float x, y;         // pixels
+  float s1, s2, s3;   // whitening: u = s1 dx + s2 dy, v = s3 dy
+  float log2_opacity;
+  float rgb[3];
+  float aux;          // what the depth image accumulates: z, or 1/z
+  float half_x, half_y;  // half-extents of the ellipse alpha = ALPHA_MIN, pixels
+  float z;
+  uint32_t padding[3];
+};
+static_assert(sizeof(Splat) == 64, "one cache line");
+
+// One Gaussian in one tile.
+struct Instance {
+  uint32_t gaussian;
+  uint32_t slot;  // where its gradient sums go: slots of one Gaussian are neighbours
+  uint32_t mask;  // blocks it touches
+};
+
+// Gradient sums of one instance; see Sums for the meaning of the first ten.
+struct alignas(64) Slot {
+  float sums[16];
+};
+enum Sums { SUM_G, SUM_GU, SUM_GV, SUM_GUU, SUM_GUV, SUM_GVV, SUM_R, SUM_GREEN, SUM_B, SUM_AUX, NUM_SUMS };
+
+// What the backward pass needs of the pixels of a tile, in block order.
+struct alignas(64) TileState {
+  float T[TILE_BLOCKS * LANES];        // final transmittance
+  float depth[TILE_BLOCKS * LANES];    // rendered depth
+  int32_t stop[TILE_BLOCKS * LANES];   // list index of the Gaussian that finished the pixel, INT32_MAX if none did
+};
+
+// ---- the C ABI's structures (mirrored in _native.py) ------------------------------------------------------------------------------
+
+struct SceneArgs {
+  int64_t n;
+  int32_t num_coeffs;  // K: stored SH coefficients per channel, sh0 included
+  int32_t degree;      // in use
+  int32_t activated;   // 1: log_scales holds scales, opacity_logits opacities
+  float scale_modifier;
+  const float *means, *log_scales, *quats, *opacity_logits, *sh0, *shN;
+  const float* colors;  // [N,3] instead of SH, or null
+  const float* covars;  // [N,6] upper triangle instead of log_scales and quats, or null
+};
+
+struct CameraArgs {
+  float viewmat[16];  // row-major
+  float fx, fy, cx, cy;
+  int32_t width, height;
+  float background[3];
+  int32_t inverse_depth;  // 1: the depth image is sum w / z, not normalised
+};
+
+struct ImageArgs {
+  float *rgb, *alpha, *depth;
+  int32_t* radii;
+};
+
+struct CotangentArgs {
+  const float *rgb, *alpha, *depth;  // null = zero
+};
+
+struct GradientArgs {
+  float *means, *log_scales, *quats, *opacity_logits, *sh0, *shN, *colors, *covars;
+  float* means2d;      // of this camera; null = not wanted
+  float* viewmat;      // [16] of this camera; null = not wanted
+  int32_t accumulate;  // 1: add to the Gaussians' gradients that are there (second camera of a batch)
+};
+
+// -----------------------------------------------------------------------------------------------------------------------------------
+
+enum Phase { PHASE_PROJECT, PHASE_BIN, PHASE_FORWARD, PHASE_BACKWARD_TILES, PHASE_BACKWARD_PROJECT, NUM_PHASES };
+
+struct Frame {
+  Camera camera;
+  CameraArgs camera_args;
+  int tiles_x = 0, tiles_y = 0;
+  int64_t num_visible = 0, num_instances = 0;
+
+  Buffer<Splat> splats;             // [N]
+  Buffer<uint32_t> slot_begin;      // [N]
+  Buffer<uint32_t> slot_count;      // [N] tiles touched; 0 = not visible
+  Buffer<uint32_t> slot_tile;       // [slots]
+  Buffer<uint16_t> slot_mask;       // [slots]
+  Buffer<int64_t> chunk_counts;     // scratch of prefix sums
+  Buffer<uint64_t> order, order_swap;  // [visible] (depth bits << 32 | gaussian)
+  Buffer<uint32_t> tile_counts;     // [chunks, tiles] scratch
+  Buffer<uint32_t> tile_begin;      // [tiles + 1]
+  Buffer<Instance> instances;
+  Buffer<TileState> tile_states;    // [tiles]
+  Buffer<Slot> slots;
+  Buffer<double> camera_sums;       // [chunks, 15] scratch
+
+  double seconds[NUM_PHASES] = {};
+};
+
+class PhaseTimer {
+ public:
+  PhaseTimer(Frame& frame, Phase phase) : seconds_(frame.seconds[phase]), start_(Clock::now()) {}
+  ~PhaseTimer() { seconds_ = std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double& seconds_;
+  Clock::time_point start_;
+};
+
+void project(Frame&, const SceneArgs&, const ImageArgs&, int num_threads);
+void bin(Frame&, int64_t n, int num_threads);
+void forward(Frame&, const ImageArgs&, int num_threads);
+void backward_tiles(Frame&, const CotangentArgs&, int num_threads);
+void backward_project(Frame&, const SceneArgs&, const GradientArgs&, bool with_depth, int num_threads);
+
+}  // namespace s2d
