@@ -128,7 +128,7 @@ SECONDS=0
 run bash "$root/tools/setup_env.sh"
 stage stage0_point_guidance -s "$scene" -m "$out" ${views[@]+"${views[@]}"} ${seed[@]+"${seed[@]}"}
 stage stage1_3dgs_init -s "$scene" -m "$out" ${seed[@]+"${seed[@]}"}
-stage stage2_artifact_fix -m "$out"
+stage stage2_artifact_fix -s "$scene" -m "$out"
 stage stage3_3dgs_mixed_opt -s "$scene" -m "$out" ${seed[@]+"${seed[@]}"}
 printf '\n== evaluate\n' >&2
 run "$python" "$root/tools/evaluate.py" -s "$scene" -m "$out"

@@ -197,10 +197,9 @@ def require_stage(model_dir: Path, name: str) -> Manifest:
     if manifest is None:
         state = "was interrupted" if _partial(final_dir).is_dir() else "is not finished"
         script = STAGE_SCRIPTS.get(name, f"{name}.py")
-        source = "" if name == "stage2" else " -s SCENE"  # stage 2 needs no scene
         raise FileNotFoundError(
             f"{name} {state}: no {MANIFEST} in {final_dir}. "
-            f"Run: python {script}{source} -m {shlex.quote(str(model_dir))}"
+            f"Run: python {script} -s SCENE -m {shlex.quote(str(model_dir))}"
         )
     return manifest
 

@@ -106,7 +106,7 @@ def test_flags_reach_the_stages_that_take_them(checkout):
     assert record(checkout) == [
         ["stage0_point_guidance.py", *scene, *views, *seed, *common],
         ["stage1_3dgs_init.py", *scene, *seed, *common, "--preset", "tiny"],
-        ["stage2_artifact_fix.py", "-m", "out/x y", *common],
+        ["stage2_artifact_fix.py", *scene, *common],
         ["stage3_3dgs_mixed_opt.py", *scene, *seed, *common, "--preset", "tiny"],
         ["evaluate.py", *scene],
     ]
