@@ -6,6 +6,7 @@ All paths keep to the neighbourhood of the kept cameras: a pseudo view far from 
 
 import logging
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -106,7 +107,7 @@ def interpolate_cameras(kept: Cameras, num: int) -> Cameras:
         )
     tour = _short_tour(kept)
     distances = kept.pose_distances(kept)
-    lengths = torch.stack([distances[a, b] for a, b in zip(tour[:-1], tour[1:], strict=True)])
+    lengths = torch.stack([distances[a, b] for a, b in pairwise(tour)])
     ends = torch.cat([torch.zeros(1, dtype=lengths.dtype), lengths.cumsum(0)])
     # Midpoints of num equal pieces: never on the ends of the tour.
     at = (torch.arange(num, dtype=lengths.dtype) + 0.5) / num * ends[-1]
@@ -215,26 +216,29 @@ def _catmull_rom(p0: Tensor, p1: Tensor, p2: Tensor, p3: Tensor, t: Tensor) -> T
 
 def _short_tour(kept: Cameras) -> list[int]:
     """Order the cameras along a short open path: nearest neighbour from the most remote one, improved by 2-opt."""
-    distances = kept.pose_distances(kept)
-    tour = [int(distances.sum(1).argmax())]
-    rest = set(range(len(kept))) - set(tour)
+    distances = kept.pose_distances(kept).tolist()
+    everyone = range(len(kept))
+    tour = [max(everyone, key=lambda row: sum(distances[row]))]
+    rest = set(everyone) - set(tour)
     while rest:
-        tour.append(min(rest, key=lambda row: (float(distances[tour[-1], row]), row)))
+        tour.append(min(rest, key=lambda row: (distances[tour[-1]][row], row)))
         rest.remove(tour[-1])
 
-    def length(order: list[int]) -> float:
-        return float(distances[order[:-1], order[1:]].sum())
+    def link(a: int, b: int) -> float:
+        """Length between tour positions a and b; the ends are open."""
+        return distances[tour[a]][tour[b]] if a >= 0 and b < len(tour) else 0.0
 
-    improved = (
-        len(tour) <= 100
-    )  # every sweep costs C³; a path through 100 photos and more is dense in any order
+    improved = True
     while improved:
         improved = False
         for i in range(len(tour) - 1):
             for j in range(i + 1, len(tour)):
-                trial = tour[:i] + tour[i : j + 1][::-1] + tour[j + 1 :]
-                if length(trial) < length(tour) - 1e-9:
-                    tour, improved = trial, True
+                # Turning tour[i..j] round replaces the links on its two ends.
+                before = link(i - 1, i) + link(j, j + 1)
+                after = link(i - 1, j) + link(i, j + 1)
+                if after < before - 1e-9:
+                    tour[i : j + 1] = tour[i : j + 1][::-1]
+                    improved = True
     return tour
 
 

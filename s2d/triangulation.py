@@ -149,9 +149,13 @@ def _refine(points: Tensor, obs: _Observations, used: Tensor, num_steps: int = 8
             _sum_per_point((weighted @ residuals[..., None])[..., 0], obs),
         )
         trial = points - torch.nan_to_num(step)
-        trial_cost, _, _ = cost(trial)
-        points = torch.where((trial_cost < best)[:, None], trial, points)
-        best, residuals, depths = cost(points)
+        trial_cost, trial_residuals, trial_depths = cost(trial)
+        better = trial_cost < best
+        points = torch.where(better[:, None], trial, points)
+        best = torch.where(better, trial_cost, best)
+        of_better = better[obs.point_ids]
+        residuals = torch.where(of_better[:, None], trial_residuals, residuals)
+        depths = torch.where(of_better, trial_depths, depths)
     return points
 
 
