@@ -101,7 +101,7 @@ def rasterize_reference(
         sh0: Colour coefficients of degree 0. [N, 1, 3]
         shN: Those of the higher degrees, K = (degree + 1)². [N, K-1, 3]
         viewmats: World-to-camera. [C, 4, 4]
-        Ks: Intrinsics in pixels; skew is ignored. [C, 3, 3]
+        Ks: Intrinsics in pixels; no skew. [C, 3, 3]
         width: Image width in pixels.
         height: Image height in pixels.
         background: Colour behind everything; black where None. [3]
