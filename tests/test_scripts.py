@@ -243,7 +243,7 @@ def installed(root):
     """What pip was asked to install, call by call."""
     path = root / "record"
     calls = path.read_text().replace(str(root), "ROOT").splitlines() if path.exists() else []
-    return [call.split(" install --no-input ")[1].removeprefix("-q ") for call in calls]
+    return [call.split(" install --no-input --no-warn-conflicts ")[1].removeprefix("-q ") for call in calls]
 
 
 EVERYTHING = [

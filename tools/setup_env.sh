@@ -64,7 +64,8 @@ PY
 }
 
 pip_install() {
-  "$python" -m pip --disable-pip-version-check install --no-input $([ -t 2 ] || echo -q) "$@" >&2 ||
+  # lpips without torchvision is on purpose: no warning about it.
+  "$python" -m pip --disable-pip-version-check install --no-input --no-warn-conflicts $([ -t 2 ] || echo -q) "$@" >&2 ||
     fail "pip could not install ($*); its message is above. Is there a network connection? Behind a proxy set HTTPS_PROXY. Then run the same command again."
 }
 
