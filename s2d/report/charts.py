@@ -12,7 +12,7 @@ from html import escape
 from itertools import pairwise
 
 WIDTH, HEIGHT = 640, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 34
+LEFT, RIGHT, TOP, BOTTOM = 58, 26, 14, 34
 MAX_POINTS = 400  # per line: more than the chart has pixels adds bytes, not information
 
 
@@ -86,7 +86,7 @@ def bar_chart(
     """
     if not bars:
         return f'<p class="muted">{escape(title)}: nothing was recorded.</p>'
-    row_height, label_width, value_width = 34, 150, 84
+    row_height, label_width, value_width = 34, 80, 96
     height = row_height * len(bars) + 6
     longest = max(sum(value for _, value in parts) for _, _, parts in bars) or 1.0
     scale = (WIDTH - label_width - value_width) / longest

@@ -205,7 +205,7 @@ def _charts(content: ReportContent) -> str:
     charts.append(
         bar_chart(
             "Time",
-            [(s.title, f"s-{s.key}", _parts(s.seconds, s.timings)) for s in content.stages],
+            [(_short(s.title), f"s-{s.key}", _parts(s.seconds, s.timings)) for s in content.stages],
             seconds_text,
         )
     )
@@ -213,7 +213,7 @@ def _charts(content: ReportContent) -> str:
         bar_chart(
             "Peak memory",
             [
-                (s.title, f"s-{s.key}", [("peak", s.peak_rss_mb)])
+                (_short(s.title), f"s-{s.key}", [("peak", s.peak_rss_mb)])
                 for s in content.stages
                 if s.peak_rss_mb
             ],
@@ -221,6 +221,10 @@ def _charts(content: ReportContent) -> str:
         )
     )
     return "".join(f'<div class="card">{chart}</div>' for chart in charts)
+
+
+def _short(title: str) -> str:  # "Stage 1: 3DGS" → "Stage 1"
+    return title.partition(":")[0]
 
 
 def _parts(seconds: float, timings: dict[str, float]) -> list[tuple[str, float]]:

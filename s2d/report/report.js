@@ -16,6 +16,7 @@ document.getElementById("theme").addEventListener("click", () => {
 // Error maps ----------------------------------------------------------------------------------------------------------
 // Mean absolute difference over the channels, black → red → yellow → white at 0.3; pixels that show nothing stay grey.
 const FULL_SCALE = 0.3;
+const ready = (image) => (image.complete ? undefined : image.decode());
 const imageOf = (view, column) => view.querySelector(`img.source[data-column="${column}"]`);
 
 function pixelsOf(image, width, height) {
@@ -53,10 +54,10 @@ async function paintErrors(view) {
   view.querySelectorAll(".shot canvas").forEach((canvas) => canvas.remove());
   const truth = imageOf(view, "truth");
   if (!showErrors || !truth) return;
-  await truth.decode();
+  await ready(truth);
   for (const image of view.querySelectorAll("img.source")) {
     if (image === truth) continue;
-    await image.decode();
+    await ready(image);
     if (showErrors && !image.parentElement.querySelector("canvas")) image.parentElement.append(errorMap(image, truth));
   }
 }
@@ -124,9 +125,9 @@ class Compare {
     for (const side of ["left", "right"]) {
       const column = this.choose[side].value, image = imageOf(view, column);
       const pane = this.stage.querySelector(`.pane.${side}`);
-      await image.decode();
+      await ready(image);
       if (errors && image !== truth) {
-        await truth.decode();
+        await ready(truth);
         pane.replaceChildren(errorMap(image, truth));
       } else {
         const copy = new Image();

@@ -104,7 +104,7 @@ def _metric_cell(results: dict, stage: str, group: str, net: str) -> str:
         return "<td>–</td>"
     others = [(_metrics(results, key, group) or {}).get(net) for key, _, _ in STAGE_ROWS]
     others = [other for other in others if other is not None]
-    best = value == (min(others) if lower_is_better else max(others)) and len(others) > 1
+    best = value == (min(others) if lower_is_better else max(others)) and min(others) < max(others)
     digits = 2 if net == "psnr" else 3
     baseline = (_metrics(results, "stage1", group) or {}).get(net)
     delta = ""
