@@ -7,7 +7,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with _named(path), open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -83,7 +84,7 @@ def remove(path: Path) -> None:
 
 def fsync_file(path: Path) -> None:
     """Have a file's content on the disk before going on."""
-    with open(path, "rb") as file:
+    with _named(path), open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
@@ -91,6 +92,16 @@ def fsync_dir(folder: Path) -> None:
     """Have a folder's entries (renames, new files) on the disk before going on."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with _named(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in an error of the system: one from write() or fsync() does not, and the user must know which disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

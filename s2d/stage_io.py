@@ -187,10 +187,13 @@ def require_stage(model_dir: Path, name: str) -> Manifest:
         FileNotFoundError: `stage0 is not finished: no manifest.json in OUT/stage0. Run: python stage0_point_guidance.py …`
     """
     final_dir = Path(model_dir) / name
-    if any(
-        path.exists()
-        for path in (_partial(final_dir) / MANIFEST, _old(final_dir), final_dir / _EXTRA)
-    ):
+    unfinished = (
+        _partial(final_dir) / MANIFEST,
+        _old(final_dir),
+        final_dir / _EXTRA,
+        final_dir / _SCRATCH,
+    )
+    if any(path.exists() for path in unfinished):
         with _locked(Path(model_dir)):
             _finish_commit(final_dir)
     manifest = _read_manifest(final_dir)
@@ -335,36 +338,32 @@ def _open_partial(final_dir: Path, key: dict[str, Any]) -> Stage:
 
 def _leave_partial(stage: Stage, error: BaseException) -> None:
     """After an exception: keep what a rerun can use, remove the rest, and blame the disk where it is the cause."""
-    if (
-        stage.dir / MANIFEST
-    ).is_file():  # cut off within the commit: complete, the next run moves it to its place
+    if (stage.dir / MANIFEST).is_file():  # cut off within the commit: the next run completes it
         return
-    disk_error = None
-    if isinstance(error, Exception) and not isinstance(error, OSError):
-        # torch.save and OpenCV turn a full disk into errors that do not say so: try it.
-        disk_error = _probe_disk(stage.dir)
-    kept = (
-        any(path.name != _KEY for path in list_files(stage.scratch))
-        if stage.scratch.is_dir()
-        else False
-    )
-    if kept:
+    cause = _disk_error(stage.dir, error)
+    if any(path.name != _KEY for path in list_files(stage.scratch)):
         logger.info("%s: kept %s, the same command goes on from there", stage.name, stage.scratch)
     else:
         shutil.rmtree(stage.dir, ignore_errors=True)
-    if disk_error is not None:
-        raise disk_error from error
+    if cause is not None:
+        raise cause from error
 
 
-def _probe_disk(folder: Path) -> OSError | None:
-    probe = folder / ".probe"
+def _disk_error(folder: Path, error: BaseException) -> OSError | None:
+    """The error to show instead, with the folder in it, where `error` hides that the disk failed."""
+    if isinstance(error, OSError):  # a failed write() names no file
+        hides = error.errno is not None and error.filename is None
+        return OSError(error.errno, error.strerror, str(folder)) if hides else None
+    if not isinstance(error, Exception):
+        return None
+    probe = folder / ".probe"  # torch.save and OpenCV don't say that the disk is full: try it
     try:
         with open(probe, "wb") as file:
             file.write(bytes(1 << 20))
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        return OSError(error.errno or errno.EIO, error.strerror, str(folder))
+    except OSError as failure:
+        return OSError(failure.errno or errno.EIO, failure.strerror, str(folder))
     finally:
         probe.unlink(missing_ok=True)
     return None
@@ -373,7 +372,6 @@ def _probe_disk(folder: Path) -> OSError | None:
 def _commit(stage: Stage, cfg: Any, key: dict[str, Any], old: Manifest | None) -> None:
     extra_dir = stage.dir / _EXTRA
     extras = [path.relative_to(extra_dir).as_posix() for path in list_files(extra_dir)]
-    shutil.rmtree(stage.scratch)
     outputs = _summarise(stage.dir)
     atomic_write_text(stage.dir / CONFIG, config_to_yaml(cfg))
     for path in list_files(stage.dir):
@@ -433,6 +431,10 @@ def _finish_commit(final_dir: Path) -> None:
             os.replace(path, target)
             fsync_dir(target.parent)
         shutil.rmtree(extra_dir)
+    if (
+        final_dir / _SCRATCH
+    ).is_dir():  # kept until here: a disk that fills up now costs no optimisation
+        shutil.rmtree(final_dir / _SCRATCH)
     if old.exists():
         shutil.rmtree(old)
 
@@ -442,6 +444,8 @@ def _summarise(stage_dir: Path) -> dict[str, dict[str, int]]:
     outputs: dict[str, dict[str, int]] = {}
     for path in list_files(stage_dir):
         parts = path.relative_to(stage_dir).parts
+        if parts[0] == _SCRATCH:
+            continue
         entry = outputs.setdefault(parts[parts[0] == _EXTRA], {"files": 0, "bytes": 0})
         entry["files"] += 1
         entry["bytes"] += path.stat().st_size

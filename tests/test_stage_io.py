@@ -443,6 +443,7 @@ def test_a_full_disk_at_any_moment_leaves_no_half_stage(out, monkeypatch, allowe
     with pytest.raises(OSError) as caught:
         build(out, extra="chkpnt5.pth")
     assert caught.value.errno == errno.ENOSPC
+    assert str(out) in caught.value.filename
     monkeypatch.undo()
     assert not (out / "stage1").exists() or (out / "stage1/manifest.json").exists()
     build(out, extra="chkpnt5.pth")
@@ -452,6 +453,16 @@ def test_a_full_disk_at_any_moment_leaves_no_half_stage(out, monkeypatch, allowe
         "stage1/manifest.json",
         "stage1/renders/a.png",
     ]
+
+
+def test_a_disk_that_fills_up_within_the_commit_costs_no_checkpoint(out, monkeypatch):
+    with pytest.raises(OSError), open_stage(out, "stage1", Config(), {}) as stage:
+        atomic_write_json(stage.scratch / "run.json", {"step": 7000})
+        fail_writes(monkeypatch, errno.ENOSPC, 0)
+    monkeypatch.undo()
+    with open_stage(out, "stage1", Config(), {}) as stage:
+        assert stage.resuming
+    assert listing(out) == ["stage1/config.yaml", "stage1/manifest.json"]
 
 
 def test_an_error_that_hides_a_full_disk_is_unmasked(out, monkeypatch):
@@ -484,8 +495,9 @@ def test_a_failed_atomic_write_leaves_the_old_content_and_no_litter(tmp_path, mo
     path = tmp_path / "file.txt"
     atomic_write_text(path, "old")
     fail_writes(monkeypatch, errno.ENOSPC, 0)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as caught:
         atomic_write_text(path, "new")
+    assert caught.value.filename == str(path)
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
     assert path.read_text() == "old"
 
