@@ -43,8 +43,11 @@ CameraArgs = _struct(
     ("height", ctypes.c_int32),
     ("background", ctypes.c_float * 3),
     ("inverse_depth", ctypes.c_int32),
+    ("antialiasing", ctypes.c_int32),
 )
-ImageArgs = _struct("ImageArgs", *((name, _P) for name in ("rgb", "alpha", "depth", "radii")))
+ImageArgs = _struct(
+    "ImageArgs", *((name, _P) for name in ("rgb", "alpha", "depth", "radii", "means2d_offset"))
+)
 CotangentArgs = _struct("CotangentArgs", *((name, _P) for name in ("rgb", "alpha", "depth")))
 GradientArgs = _struct(
     "GradientArgs",

@@ -46,6 +46,7 @@ class RenderOptions(NamedTuple):
     activated: bool = False  # log_scales are scales and opacity_logits are opacities
     scale_modifier: float = 1.0
     inverse_depth: bool = False  # depth is sum w / z
+    antialiasing: bool = False  # opacity times sqrt(det cov / det blurred cov)
 
 
 def rasterize_gaussians_raw(
@@ -118,7 +119,7 @@ def render(
     _check_cameras(viewmats, Ks, background, options)
     n, num_cameras = len(scene.means), len(viewmats)
     if means2d_probe is not None:
-        _check("means2d_probe", means2d_probe, (num_cameras, n, 2))
+        check_tensor("means2d_probe", means2d_probe, (num_cameras, n, 2))
     outputs = _Rasterize.apply(Ks, options, viewmats, background, means2d_probe, *scene)
     return RasterOutput(*outputs)
 
@@ -150,14 +151,15 @@ class _Rasterize(torch.autograd.Function):
         alpha = torch.empty(*shape, 1)
         depth = torch.empty(*shape, 1)
         radii = torch.empty(num_cameras, n, dtype=torch.int32)
+        offsets = None if means2d_probe is None else means2d_probe.contiguous()
         frames = []
         scene_args = _scene_args(scene, options)
         for c in range(num_cameras):
             frame = _native.Frame()
             camera = _camera_args(viewmats[c], Ks[c], background, options)
-            images = _native.ImageArgs(
-                *map(_native.pointer, (rgb[c], alpha[c], depth[c], radii[c]))
-            )
+            offset = None if offsets is None else offsets[c]
+            tensors = (rgb[c], alpha[c], depth[c], radii[c], offset)
+            images = _native.ImageArgs(*map(_native.pointer, tensors))
             frame.call(frame.lib.s2d_forward, scene_args, camera, images)
             frames.append(frame)
         if any(ctx.needs_input_grad):
@@ -227,13 +229,15 @@ def _camera_args(viewmat: Tensor, K: Tensor, background: Tensor, options: Render
         width=options.width,
         height=options.height,
         inverse_depth=options.inverse_depth,
+        antialiasing=options.antialiasing,
     )
     args.viewmat[:] = viewmat.flatten().tolist()
     args.background[:] = background.tolist()
     return args
 
 
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise unless a tensor has this shape and is float32 on the CPU."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"rasterize: {name} must be a torch.Tensor, got {type(tensor).__name__}.")
     if tuple(tensor.shape) != shape:
@@ -248,18 +252,18 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 def _check_scene(scene: SceneTensors) -> int:
     """Check every tensor against the N of `means`; return the SH degree that is stored."""
     n = len(scene.means) if scene.means.dim() else 0
-    _check("means", scene.means, (n, 3))
-    _check("log_scales", scene.log_scales, (n, 3))
-    _check("quats", scene.quats, (n, 4))
-    _check("opacity_logits", scene.opacity_logits, (n,))
-    _check("sh0", scene.sh0, (n, 1, 3))
+    check_tensor("means", scene.means, (n, 3))
+    check_tensor("log_scales", scene.log_scales, (n, 3))
+    check_tensor("quats", scene.quats, (n, 4))
+    check_tensor("opacity_logits", scene.opacity_logits, (n,))
+    check_tensor("sh0", scene.sh0, (n, 1, 3))
     rest = scene.shN.shape[1] if scene.shN.dim() == 3 else -1
     degree = math.isqrt(rest + 1) - 1 if rest >= 0 else -1
     if not 0 <= degree <= MAX_DEGREE or (degree + 1) ** 2 != rest + 1:
         raise ValueError(
             f"rasterize: shN must be [N, K-1, 3] with K = 1, 4, 9 or 16 (degree 0-3), got {list(scene.shN.shape)}."
         )
-    _check("shN", scene.shN, (n, rest, 3))
+    check_tensor("shN", scene.shN, (n, rest, 3))
     return degree
 
 
@@ -267,9 +271,9 @@ def _check_cameras(
     viewmats: Tensor, Ks: Tensor, background: Tensor, options: RenderOptions
 ) -> None:
     num_cameras = len(viewmats) if viewmats.dim() else 0
-    _check("viewmats", viewmats, (num_cameras, 4, 4))
-    _check("Ks", Ks, (num_cameras, 3, 3))
-    _check("background", background, (3,))
+    check_tensor("viewmats", viewmats, (num_cameras, 4, 4))
+    check_tensor("Ks", Ks, (num_cameras, 3, 3))
+    check_tensor("background", background, (3,))
     for name, value in (("viewmats", viewmats), ("Ks", Ks), ("background", background)):
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"rasterize: {name} has non-finite values. Check the cameras.")

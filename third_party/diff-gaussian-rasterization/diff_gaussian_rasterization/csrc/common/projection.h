@@ -26,6 +26,7 @@ struct Footprint {
   F tan_x, tan_y;        // clamped ratios
   F A[6], M[6];
   F var_x, cov_xy, var_y, det;  // 2D covariance, blur included
+  F sharp_det;                  // without the blur
   F s1, s2, s3;          // u = s1 dx + s2 dy, v = s3 dy; see WHITEN
 };
 
@@ -33,6 +34,7 @@ template <class F>
 struct FootprintGrad {
   F mean_x, mean_y;           // by pixel position
   F var_x, cov_xy, var_y;     // by the entries of the symmetric 2D covariance (cov_xy: one of the two equal entries)
+  F M[6];                     // by M, beyond what passes through the covariance
   F z;                        // by the depth that is rendered
 };
 
@@ -59,6 +61,23 @@ inline void rotation_adjoint(const F* q, F inv_norm, const F* D, F* grad) {
   g[3] = two * (x * (D[2] + D[6]) + y * (D[5] + D[7]) + w * (D[3] - D[1]) - two * z * (D[0] + D[4]));
   const F radial = w * g[0] + x * g[1] + y * g[2] + z * g[3];  // normalisation removes it
   for (int k = 0; k < 4; ++k) grad[k] = (g[k] - q[k] * radial) * inv_norm;
+}
+
+// Antialiasing dims a splat by |M0 x M1| / sqrt(det), as much as the blur widens it. Given the gradient by ln of that factor, add what
+// it means for M and for the blurred covariance. (Through the inverse of the sharp covariance, needles lose their digits.)
+template <class F>
+inline void dimming_adjoint(const Footprint<F>& fp, F d_log_factor, FootprintGrad<F>& grad) {
+  const F *M0 = fp.M, *M1 = fp.M + 3;
+  const F c[3] = {M0[1] * M1[2] - M0[2] * M1[1], M0[2] * M1[0] - M0[0] * M1[2], M0[0] * M1[1] - M0[1] * M1[0]};
+  const F sharp = d_log_factor / fp.sharp_det, blurred = F(0.5f) * d_log_factor / fp.det;
+  for (int k = 0; k < 3; ++k) {
+    const int i = (k + 1) % 3, j = (k + 2) % 3;
+    grad.M[k] = grad.M[k] + sharp * (M1[i] * c[j] - M1[j] * c[i]);
+    grad.M[3 + k] = grad.M[3 + k] + sharp * (c[i] * M0[j] - c[j] * M0[i]);
+  }
+  grad.var_x = grad.var_x - blurred * fp.var_y;
+  grad.var_y = grad.var_y - blurred * fp.var_x;
+  grad.cov_xy = grad.cov_xy + blurred * fp.cov_xy;
 }
 
 template <class F>
@@ -91,7 +110,8 @@ inline void project_footprint(const Camera& camera, const F* mean, const F* H, F
   out.var_x = len_x + F(BLUR);
   out.var_y = len_y + F(BLUR);
   out.cov_xy = M[0] * M[3] + M[1] * M[4] + M[2] * M[5];
-  out.det = c0 * c0 + c1 * c1 + c2 * c2 + F(BLUR) * (len_x + len_y) + F(BLUR * BLUR);
+  out.sharp_det = c0 * c0 + c1 * c1 + c2 * c2;
+  out.det = out.sharp_det + F(BLUR) * (len_x + len_y) + F(BLUR * BLUR);
   out.s1 = F(WHITEN) * sqrt_of(out.var_y / out.det);
   out.s2 = F(0.0f) - out.s1 * (out.cov_xy / out.var_y);
   out.s3 = F(WHITEN) / sqrt_of(out.var_y);
@@ -106,8 +126,8 @@ inline void footprint_adjoint(const Camera& camera, const F* mean, const F* H, c
   const F two(2.0f);
   F dM[6], dA[6];
   for (int k = 0; k < 3; ++k) {
-    dM[k] = two * (grad.var_x * M[k] + grad.cov_xy * M[3 + k]);
-    dM[3 + k] = two * (grad.cov_xy * M[k] + grad.var_y * M[3 + k]);
+    dM[k] = grad.M[k] + two * (grad.var_x * M[k] + grad.cov_xy * M[3 + k]);
+    dM[3 + k] = grad.M[3 + k] + two * (grad.cov_xy * M[k] + grad.var_y * M[3 + k]);
   }
   for (int i = 0; i < 2; ++i) {
     for (int j = 0; j < 3; ++j) {

@@ -118,6 +118,8 @@ void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientAr
   grad.var_x = half_k2 * fp.s1 * fp.s1 * guu;
   grad.cov_xy = half_k2 * fp.s1 * (fp.s2 * guu + fp.s3 * guv);
   grad.var_y = half_k2 * (fp.s2 * fp.s2 * guu + F(2.0f) * fp.s2 * fp.s3 * guv + fp.s3 * fp.s3 * gvv);
+  for (F& value : grad.M) value = F(0.0f);
+  if (frame.camera_args.antialiasing) dimming_adjoint(fp, sum(SUM_G), grad);
   grad.z = F(0.0f);
   if (with_depth) {
     grad.z = sum(SUM_AUX);
@@ -142,10 +144,9 @@ void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientAr
 
   if (scene.covars) {
     // Sigma enters through M M^T = A Sigma A^T only: its gradient is A^T grad A, off-diagonal entries counted twice.
-    const F modifier(scene.scale_modifier * scene.scale_modifier);
     const auto entry = [&](int i, int j) {
       const F *x = fp.A, *y = fp.A + 3;
-      return modifier * (grad.var_x * x[i] * x[j] + grad.cov_xy * (x[i] * y[j] + y[i] * x[j]) + grad.var_y * y[i] * y[j]);
+      return grad.var_x * x[i] * x[j] + grad.cov_xy * (x[i] * y[j] + y[i] * x[j]) + grad.var_y * y[i] * y[j];
     };
     const F two(2.0f);
     const F d_covar[6] = {entry(0, 0), two * entry(0, 1), two * entry(0, 2), entry(1, 1), two * entry(1, 2), entry(2, 2)};

@@ -19,7 +19,7 @@ namespace {
 struct PixelState {
   F T[TILE_BLOCKS], S[TILE_BLOCKS];
   F r[TILE_BLOCKS], g[TILE_BLOCKS], b[TILE_BLOCKS];  // cotangents of the colour
-  F aux[TILE_BLOCKS], offset[TILE_BLOCKS];           // of the depth sum; c . v has the constant -depth * aux
+  F aux[TILE_BLOCKS], depth[TILE_BLOCKS];            // c . v has the term (aux of the instance - depth) * aux
   I stop[TILE_BLOCKS];
   int32_t block_stop[TILE_BLOCKS];  // the largest stop of a block
 };
@@ -47,13 +47,13 @@ void load_pixels(const Frame& frame, const CotangentArgs& cotangents, const Tile
                        fma(state.g[k], F(args.background[1]), state.b[k] * F(args.background[2]))) - load(alpha + k * LANES);
     state.S[k] = T * by_T;
     if (DEPTH) {
-      const F covered = F(1.0f) - T, v = load(depth + k * LANES);
+      const F covered = load(saved.covered + k * LANES), v = load(depth + k * LANES);
       if (args.inverse_depth) {
         state.aux[k] = v;
-        state.offset[k] = F(0.0f);
+        state.depth[k] = F(0.0f);
       } else {
         state.aux[k] = select(covered > F(0.0f), v / covered, F(0.0f));
-        state.offset[k] = F(0.0f) - state.aux[k] * load(saved.depth + k * LANES);
+        state.depth[k] = load(saved.depth + k * LANES);
       }
     }
     state.stop[k] = load(saved.stop + k * LANES);
@@ -81,7 +81,7 @@ S2D_INLINE void backward_instance(const Splat& s, int32_t index, uint32_t mask, 
     const F T = state.T[k] * inverse;  // in front of this instance
     const F w = alpha * T;
     F cv = fma(b, state.b[k], fma(g, state.g[k], r * state.r[k]));
-    if (DEPTH) cv = cv + fma(z, state.aux[k], state.offset[k]);
+    if (DEPTH) cv = fma(z - state.depth[k], state.aux[k], cv);
     const F d_alpha = fnma(state.S[k], inverse, T * cv);
     state.S[k] = fma(w, cv, state.S[k]);
     state.T[k] = T;

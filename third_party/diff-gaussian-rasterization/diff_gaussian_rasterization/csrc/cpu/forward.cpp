@@ -12,7 +12,7 @@ namespace {
 constexpr int BATCH = 256;  // instances dealt out at a time: their Splats (16 KB) stay in the L1 cache
 
 struct BlockState {
-  F T, r, g, b, aux;
+  F T, covered, r, g, b, aux;  // covered = sum of weights; 1 - T loses its digits where little is drawn
   F threshold;  // log2 of the least alpha that counts; infinity once the pixel is finished
   I stop;
 };
@@ -20,7 +20,7 @@ struct BlockState {
 // Blend the listed instances into one block. Return false when all of its pixels are finished.
 S2D_INLINE bool blend_block(const Splat* splats, const Instance* instances, int32_t base, const uint16_t* list, int count, F x,
                             F y, BlockState& state) {
-  F T = state.T, r = state.r, g = state.g, b = state.b, aux = state.aux, threshold = state.threshold;
+  F T = state.T, covered = state.covered, r = state.r, g = state.g, b = state.b, aux = state.aux, threshold = state.threshold;
   bool open = true;
   for (int k = 0; k < count; ++k) {
     const Splat& s = splats[instances[list[k]].gaussian];
@@ -42,13 +42,14 @@ S2D_INLINE bool blend_block(const Splat* splats, const Instance* instances, int3
       }
     }
     const F w = alpha * T;
+    covered = covered + w;
     r = fma(w, F(s.rgb[0]), r);
     g = fma(w, F(s.rgb[1]), g);
     b = fma(w, F(s.rgb[2]), b);
     aux = fma(w, F(s.aux), aux);
     T = T_next;
   }
-  state.T = T, state.r = r, state.g = g, state.b = b, state.aux = aux, state.threshold = threshold;
+  state.T = T, state.covered = covered, state.r = r, state.g = g, state.b = b, state.aux = aux, state.threshold = threshold;
   return open;
 }
 
@@ -57,9 +58,9 @@ void write_pixels(const Frame& frame, const ImageArgs& images, const TilePositio
   const CameraArgs& args = frame.camera_args;
   for (int k = 0; k < TILE_BLOCKS; ++k) {
     const BlockState& s = blocks[k];
-    const F covered = F(1.0f) - s.T;
-    const F depth = args.inverse_depth ? s.aux : select(covered > F(0.0f), s.aux / covered, F(0.0f));
+    const F depth = args.inverse_depth ? s.aux : select(s.covered > F(0.0f), s.aux / s.covered, F(0.0f));
     store(out.T + k * LANES, s.T);
+    store(out.covered + k * LANES, s.covered);
     store(out.depth + k * LANES, depth);
     store(out.stop + k * LANES, s.stop);
     store(r + k * LANES, fma(s.T, F(args.background[0]), s.r));
@@ -70,7 +71,7 @@ void write_pixels(const Frame& frame, const ImageArgs& images, const TilePositio
     images.rgb[3 * pixel] = r[i];
     images.rgb[3 * pixel + 1] = g[i];
     images.rgb[3 * pixel + 2] = b[i];
-    images.alpha[pixel] = 1.0f - out.T[i];
+    images.alpha[pixel] = out.covered[i];
     images.depth[pixel] = out.depth[i];
   });
 }
@@ -82,7 +83,7 @@ void blend_tile(const Frame& frame, const ImageArgs& images, int64_t index) {
   BlockState blocks[TILE_BLOCKS];
   for (BlockState& s : blocks) {
     s.T = F(1.0f);
-    s.r = s.g = s.b = s.aux = F(0.0f);
+    s.covered = s.r = s.g = s.b = s.aux = F(0.0f);
     s.threshold = F(__builtin_inff());  // pixels beyond the image are finished before they start
     s.stop = splat(-1);
   }

@@ -84,6 +84,7 @@ enum Sums { SUM_G, SUM_GU, SUM_GV, SUM_GUU, SUM_GUV, SUM_GVV, SUM_R, SUM_GREEN, 
 // What the backward pass needs of the pixels of a tile, in block order.
 struct alignas(64) TileState {
   float T[TILE_BLOCKS * LANES];        // final transmittance
+  float covered[TILE_BLOCKS * LANES];  // sum of weights
   float depth[TILE_BLOCKS * LANES];    // rendered depth
   int32_t stop[TILE_BLOCKS * LANES];   // list index of the Gaussian that finished the pixel, INT32_MAX if none did
 };
@@ -95,7 +96,7 @@ struct SceneArgs {
   int32_t num_coeffs;  // K: stored SH coefficients per channel, sh0 included
   int32_t degree;      // in use
   int32_t activated;   // 1: log_scales holds scales, opacity_logits opacities
-  float scale_modifier;
+  float scale_modifier;  // multiplies scales; not applied to covars
   const float *means, *log_scales, *quats, *opacity_logits, *sh0, *shN;
   const float* colors;  // [N,3] instead of SH, or null
   const float* covars;  // [N,6] upper triangle instead of log_scales and quats, or null
@@ -107,11 +108,13 @@ struct CameraArgs {
   int32_t width, height;
   float background[3];
   int32_t inverse_depth;  // 1: the depth image is sum w / z, not normalised
+  int32_t antialiasing;   // 1: opacity times sqrt(det / det blurred)
 };
 
 struct ImageArgs {
   float *rgb, *alpha, *depth;
   int32_t* radii;
+  const float* means2d_offset;  // [N,2] pixels, added to the projected means; null = zero
 };
 
 struct CotangentArgs {

@@ -33,11 +33,7 @@ S2D_INLINE void load_covariance(const SceneArgs& scene, int64_t first, int count
   // Cholesky factor of Sigma; pivots of a semidefinite matrix may come out slightly negative.
   F c[6];
   load_rows<6>(scene.covars, first, count, c);
-  const F modifier(scene.scale_modifier * scene.scale_modifier);
-  for (F& value : c) {
-    batch.healthy = batch.healthy & is_finite(value);
-    value = value * modifier;
-  }
+  for (const F& value : c) batch.healthy = batch.healthy & is_finite(value);
   const F zero(0.0f);
   const auto column = [&](F pivot, F value) { return select(pivot > zero, value / pivot, zero); };
   const F l00 = sqrt_of(max_of(c[0], zero)), l10 = column(l00, c[1]), l20 = column(l00, c[2]);

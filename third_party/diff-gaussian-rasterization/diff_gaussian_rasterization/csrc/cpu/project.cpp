@@ -14,11 +14,23 @@ struct BatchSplats {
 };
 
 // Project LANES Gaussians; return which of them are visible.
-uint32_t project_batch(const Frame& frame, const SceneArgs& scene, int64_t first, int count, BatchSplats& out) {
+uint32_t project_batch(const Frame& frame, const SceneArgs& scene, const float* means2d_offset, int64_t first, int count,
+                       BatchSplats& out) {
   GaussianBatch batch;
   load_batch(scene, first, count, batch);
   Footprint<F> fp;
   project_footprint(frame.camera, batch.mean, batch.H, fp);
+  if (means2d_offset) {
+    F offset[2];
+    load_rows<2>(means2d_offset, first, count, offset);
+    fp.mean_x = fp.mean_x + offset[0];
+    fp.mean_y = fp.mean_y + offset[1];
+  }
+
+  if (frame.camera_args.antialiasing) {
+    // log2 of the smallest float instead of minus infinity: far below ALPHA_MIN either way.
+    batch.log2_opacity = batch.log2_opacity + F(0.5f) * log2_of(max_of(fp.sharp_det / fp.det, F(1e-37f)));
+  }
 
   // The ellipse d^T conic d = level, with alpha = ALPHA_MIN on it.
   const F level = F(2.0f * LN_2) * (batch.log2_opacity - F(LOG2_ALPHA_MIN));
@@ -60,10 +72,10 @@ inline int to_tile(float pixel, int tile, int limit) {
 
 // Tiles under the axis-aligned bound of the ellipse, half a pixel shrunk: only pixel centres count.
 TileRange tile_range(const Frame& frame, const Splat& s) {
-  const float slack = 0.49f;
+  constexpr float slack = 0.49f;
   TileRange r;
-  r.x0 = to_tile(s.x - s.half_x + 0.0f, TILE_W, frame.tiles_x);
-  r.y0 = to_tile(s.y - s.half_y + 0.0f, TILE_H, frame.tiles_y);
+  r.x0 = to_tile(s.x - s.half_x, TILE_W, frame.tiles_x);
+  r.y0 = to_tile(s.y - s.half_y, TILE_H, frame.tiles_y);
   r.x1 = to_tile(s.x + s.half_x - slack, TILE_W, frame.tiles_x - 1) + 1;
   r.y1 = to_tile(s.y + s.half_y - slack, TILE_H, frame.tiles_y - 1) + 1;
   if (r.x1 < r.x0) r.x1 = r.x0;
@@ -145,7 +157,7 @@ void project(Frame& frame, const SceneArgs& scene, const ImageArgs& images, int 
     int64_t reserved = 0;
     for (int64_t first = chunk * CHUNK; first < end; first += LANES) {
       const int count = static_cast<int>(end - first < LANES ? end - first : LANES);
-      const uint32_t visible = project_batch(frame, scene, first, count, batch);
+      const uint32_t visible = project_batch(frame, scene, images.means2d_offset, first, count, batch);
       for (int l = 0; l < count; ++l) {
         const int64_t g = first + l;
         slot_count[g] = 0;
