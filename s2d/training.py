@@ -138,8 +138,15 @@ def control_density(
 
 
 def record(run: TrainingRun, loss: Tensor) -> None:
-    """Add a row to the history every 20 steps."""
+    """Add a row to the history every 20 steps, and see that all parameters are still numbers.
+
+    The rasteriser does not draw a Gaussian with a non-finite parameter, so the loss alone would not tell.
+
+    Raises:
+        ValueError: A parameter is not finite; names the tensor and the step.
+    """
     if run.step % HISTORY_EVERY == 0:
+        check_parameters(run, f"after step {run.step}")
         row = {
             "step": run.step,
             "loss": round(float(loss), 6),
@@ -215,12 +222,17 @@ def _load_moments(optimizer: torch.optim.Adam, state: dict) -> None:
         group["lr"] = rate
 
 
-def _raise_not_finite(run: TrainingRun, target: Tensor, view: str) -> None:
-    """Name what went bad: the photo, a parameter tensor, or the render."""
-    when = f"after step {run.step} (view {view})"
-    check_finite("target", target, rows="row", context=when, hint="Check that photo.")
+def check_parameters(run: TrainingRun, when: str) -> None:
+    """Raise ValueError, naming the tensor, unless every parameter is a number."""
     for name, tensor in run.gaussians.tensors().items():
         check_finite(name, tensor, rows="Gaussian", context=when, hint="Try lower learning rates.")
+
+
+def _raise_not_finite(run: TrainingRun, target: Tensor, view: str) -> None:
+    """Name what went bad: the photo, a parameter tensor, or else the loss itself."""
+    when = f"after step {run.step} (view {view})"
+    check_finite("target", target, rows="row", context=when, hint="Check that photo.")
+    check_parameters(run, when)
     raise ValueError(
-        f"optimise_view: the loss is not finite {when}, though all parameters are. Try another --seed."
+        f"optimise_view: the loss is not finite {when}, though the photo and all parameters are. Try another --seed."
     )
