@@ -13,7 +13,9 @@ PAPER_EDGES = Material(texture=prints.page_edges())
 
 def desk() -> list[Part]:
     """Top of five boards, an apron with two drawers, four turned legs."""
-    wood = Material(texture=textures.wood("desk", 1024, 1536, 5), finish="glazed", roughness=0.42)
+    wood = Material(
+        texture=textures.wood("desk", 1024, 1536, 5), finish="glazed", roughness=0.6, specular=0.25
+    )
     side = Material(
         texture=textures.wood("desk side", 256, 1024, 1, (168, 120, 76), (104, 64, 34), 0)
     )
@@ -186,7 +188,7 @@ def notebook() -> list[Part]:
         )
     )
     parts = [Part(p.name, p.mesh.moved((-0.20, -0.225, 0.0), -9), p.material) for p in parts]
-    return parts + pencil("pencil", (-0.40, -0.15, 0.004), (0.62, 0.09, 0.03), yaw=24, pitch=90)
+    return parts + pencil("pencil", (-0.41, -0.15, 0.004), (0.62, 0.09, 0.03), yaw=5, pitch=90)
 
 
 def pencil(name, place, colour, yaw=0.0, pitch=0.0, length=0.165) -> list[Part]:

@@ -106,7 +106,7 @@ def bsdf(mi, material: Material) -> dict:
             "type": "principled",
             "base_color": colour,
             "roughness": material.roughness,
-            "specular": 0.5,
+            "specular": material.specular,
         }
     elif material.finish == "metal":
         inner = {
@@ -295,7 +295,7 @@ def main(argv=None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "scene")
-    parser.add_argument("--spp", type=int, default=256, help="paths per pixel")
+    parser.add_argument("--spp", type=int, default=24, help="paths per pixel")
     parser.add_argument("--scale", type=float, default=1.0, help="of the image size, for drafts")
     parser.add_argument("--views", default="", help="numbers from 1, with commas; default: all")
     parser.add_argument("--skip-render", action="store_true")

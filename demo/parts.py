@@ -13,16 +13,13 @@ class Material:
     finish: matt | glazed (a clear coat over the colour) | metal | thin (light shines through) | glow (a lamp).
     """
 
-    colour: tuple[float, float, float] = (
-        0.5,
-        0.5,
-        0.5,
-    )  # linear reflectance, metal tint or radiance
-    texture: np.ndarray | None = field(
-        default=None, compare=False
-    )  # sRGB [H, W, 3], instead of the colour
+    # linear reflectance, tint of a metal, or radiance of a lamp
+    colour: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    # sRGB uint8 [H, W, 3], instead of the colour
+    texture: np.ndarray | None = field(default=None, compare=False)
     finish: str = "matt"
     roughness: float = 0.3
+    specular: float = 0.5  # strength of the clear coat; 0.5 is a refractive index of 1.5
 
 
 @dataclass(frozen=True)

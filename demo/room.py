@@ -232,7 +232,7 @@ def garden() -> list[Part]:
         ),
         Part(
             "hedge",
-            grid(hedge, u=(0, 9)),
+            grid(hedge, u=(0, 5)),
             Material(
                 texture=textures.foliage(
                     "hedge", (186, 212, 110), (52, 84, 38), 5000, 11, 512, 1024
