@@ -14,9 +14,7 @@ happens: a kill, a full disk, a power cut.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import resource
 import shlex
 import shutil
@@ -43,15 +41,23 @@ from s2d.files import (
     remove,
 )
 from s2d.log import describe_machine, logger, versions
+from s2d.stage_folders import (
+    CONFIG,
+    EXTRA,
+    KEY,
+    MANIFEST,
+    SCRATCH,
+    finish_commit,
+    leave_partial,
+    old_dir,
+    partial_dir,
+    result_files,
+    summarise,
+)
 
 FORMAT = 1  # raise it when a stage's files change their meaning: older results then count as stale
-MANIFEST = "manifest.json"
-CONFIG = "config.yaml"
 REQUIRED_KEYS = {"format", "hashed_config", "inputs", "extras"}  # what this module reads back
 LOCK = ".s2d.lock"
-_EXTRA = "extra"  # inside a stage folder: what will move into OUT
-_SCRATCH = "scratch"  # inside a partial folder: what an interrupted run needs to go on
-_KEY = "key.json"  # inside scratch: the config and the inputs that it belongs to
 
 STAGE_SCRIPTS = {
     "stage0": "stage0_point_guidance.py",
@@ -104,11 +110,11 @@ class Stage:
     @property
     def scratch(self) -> Path:
         """Folder for what a rerun needs to go on; never part of the result. Write with `s2d.files.atomic_*`."""
-        return self.dir / _SCRATCH
+        return self.dir / SCRATCH
 
     def extra_path(self, relative: str) -> Path:
         """Where to write a file that will end as `OUT/<relative>` when the stage completes."""
-        path = self.dir / _EXTRA / relative
+        path = self.dir / EXTRA / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -146,7 +152,7 @@ def open_stage(
     model_dir = Path(model_dir)
     final_dir = model_dir / name
     with _locked(model_dir):
-        _finish_commit(final_dir)
+        finish_commit(final_dir)
         key = {
             "format": FORMAT,
             "hashed_config": config_to_dict(cfg, only_hashed=True),
@@ -176,7 +182,7 @@ def open_stage(
             stage.timings["total"] = time.monotonic() - start
             _commit(stage, cfg, key, old)
         except BaseException as error:
-            _leave_partial(stage, error)
+            leave_partial(stage.dir, error)
             raise
 
 
@@ -188,17 +194,17 @@ def require_stage(model_dir: Path, name: str) -> Manifest:
     """
     final_dir = Path(model_dir) / name
     unfinished = (
-        _partial(final_dir) / MANIFEST,
-        _old(final_dir),
-        final_dir / _EXTRA,
-        final_dir / _SCRATCH,
+        partial_dir(final_dir) / MANIFEST,
+        old_dir(final_dir),
+        final_dir / EXTRA,
+        final_dir / SCRATCH,
     )
     if any(path.exists() for path in unfinished):
         with _locked(Path(model_dir)):
-            _finish_commit(final_dir)
+            finish_commit(final_dir)
     manifest = _read_manifest(final_dir)
     if manifest is None:
-        state = "was interrupted" if _partial(final_dir).is_dir() else "is not finished"
+        state = "was interrupted" if partial_dir(final_dir).is_dir() else "is not finished"
         script = STAGE_SCRIPTS.get(name, f"{name}.py")
         raise FileNotFoundError(
             f"{name} {state}: no {MANIFEST} in {final_dir}. "
@@ -207,24 +213,7 @@ def require_stage(model_dir: Path, name: str) -> Manifest:
     return manifest
 
 
-# --- what lies where ---------------------------------------------------------------------------------------------------
-
-
-def _partial(final_dir: Path) -> Path:
-    return final_dir.with_name(final_dir.name + ".partial")
-
-
-def _old(final_dir: Path) -> Path:
-    return final_dir.with_name(final_dir.name + ".old")
-
-
-def _result_files(stage_dir: Path) -> list[Path]:
-    """The files of a stage that make its result: not the manifest and the config, which also hold times and paths."""
-    return [
-        path
-        for path in list_files(stage_dir)
-        if path.relative_to(stage_dir).as_posix() not in (MANIFEST, CONFIG)
-    ]
+# --- the manifest and the lock ------------------------------------------------------------------------------------------
 
 
 def _read_manifest(stage_dir: Path) -> Manifest | None:
@@ -264,7 +253,7 @@ def _locked(model_dir: Path) -> Iterator[None]:
 
 def _describe_input(label: str, value: Any) -> dict[str, Any]:
     if isinstance(value, Manifest):
-        files = [*_result_files(value.dir), *value.extras]
+        files = [*result_files(value.dir), *value.extras]
         return {"path": str(value.dir), "sha256": content_hash(files)}
     if isinstance(value, Path):
         if not value.exists():
@@ -304,16 +293,16 @@ def _changed_values(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _open_partial(final_dir: Path, key: dict[str, Any]) -> Stage:
-    partial = _partial(final_dir)
-    scratch = partial / _SCRATCH
+    partial = partial_dir(final_dir)
+    scratch = partial / SCRATCH
     resuming = False
     if partial.exists():
         try:
-            known = json.loads((scratch / _KEY).read_text())
+            known = json.loads((scratch / KEY).read_text())
         except (OSError, ValueError):
             known = None
         same = known is not None and not _differences(known, key)
-        resuming = same and any(path.name != _KEY for path in list_files(scratch))
+        resuming = same and any(path.name != KEY for path in list_files(scratch))
         if resuming:
             logger.info("%s: going on from an interrupted run in %s", final_dir.name, partial)
             for path in partial.iterdir():
@@ -328,7 +317,7 @@ def _open_partial(final_dir: Path, key: dict[str, Any]) -> Stage:
             shutil.rmtree(partial)
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(scratch / _KEY, key)
+        atomic_write_json(scratch / KEY, key)
     except OSError:
         if not resuming:
             shutil.rmtree(partial, ignore_errors=True)
@@ -336,43 +325,10 @@ def _open_partial(final_dir: Path, key: dict[str, Any]) -> Stage:
     return Stage(final_dir.name, final_dir, partial, up_to_date=False, resuming=resuming)
 
 
-def _leave_partial(stage: Stage, error: BaseException) -> None:
-    """After an exception: keep what a rerun can use, remove the rest, and blame the disk where it is the cause."""
-    if (stage.dir / MANIFEST).is_file():  # cut off within the commit: the next run completes it
-        return
-    cause = _disk_error(stage.dir, error)
-    if any(path.name != _KEY for path in list_files(stage.scratch)):
-        logger.info("%s: kept %s, the same command goes on from there", stage.name, stage.scratch)
-    else:
-        shutil.rmtree(stage.dir, ignore_errors=True)
-    if cause is not None:
-        raise cause from error
-
-
-def _disk_error(folder: Path, error: BaseException) -> OSError | None:
-    """The error to show instead, with the folder in it, where `error` hides that the disk failed."""
-    if isinstance(error, OSError):  # a failed write() names no file
-        hides = error.errno is not None and error.filename is None
-        return OSError(error.errno, error.strerror, str(folder)) if hides else None
-    if not isinstance(error, Exception):
-        return None
-    probe = folder / ".probe"  # torch.save and OpenCV don't say that the disk is full: try it
-    try:
-        with open(probe, "wb") as file:
-            file.write(bytes(1 << 20))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as failure:
-        return OSError(failure.errno or errno.EIO, failure.strerror, str(folder))
-    finally:
-        probe.unlink(missing_ok=True)
-    return None
-
-
 def _commit(stage: Stage, cfg: Any, key: dict[str, Any], old: Manifest | None) -> None:
-    extra_dir = stage.dir / _EXTRA
+    extra_dir = stage.dir / EXTRA
     extras = [path.relative_to(extra_dir).as_posix() for path in list_files(extra_dir)]
-    outputs = _summarise(stage.dir)
+    outputs = summarise(stage.dir)
     atomic_write_text(stage.dir / CONFIG, config_to_yaml(cfg))
     for path in list_files(stage.dir):
         fsync_file(path)
@@ -402,51 +358,10 @@ def _commit(stage: Stage, cfg: Any, key: dict[str, Any], old: Manifest | None) -
     atomic_write_json(stage.dir / MANIFEST, manifest)
     for folder in [stage.dir, *(path for path in stage.dir.rglob("*") if path.is_dir())]:
         fsync_dir(folder)
-    # From here on the new result is complete; `_finish_commit` carries on wherever this is cut off.
-    _finish_commit(stage.final_dir)
+    # From here on the new result is complete; `finish_commit` carries on wherever this is cut off.
+    finish_commit(stage.final_dir)
     stage.dir = stage.final_dir
     for path in () if old is None else old.extras:  # of the result that was just replaced
         if path.relative_to(stage.final_dir.parent).as_posix() not in extras:
             path.unlink(missing_ok=True)
     logger.info("%s: done in %.1f s: %s", stage.name, stage.timings["total"], stage.final_dir)
-
-
-def _finish_commit(final_dir: Path) -> None:
-    """Carry a complete partial folder through to its place; safe to call at any time by the holder of the lock."""
-    partial, old = _partial(final_dir), _old(final_dir)
-    if (partial / MANIFEST).is_file():
-        if final_dir.exists():
-            if old.exists():
-                shutil.rmtree(old)
-            os.rename(final_dir, old)
-        os.rename(partial, final_dir)
-        fsync_dir(final_dir.parent)
-    elif old.exists() and not final_dir.exists():
-        os.rename(old, final_dir)
-    extra_dir = final_dir / _EXTRA
-    if extra_dir.is_dir():
-        for path in list_files(extra_dir):
-            target = final_dir.parent / path.relative_to(extra_dir)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-            fsync_dir(target.parent)
-        shutil.rmtree(extra_dir)
-    if (
-        final_dir / _SCRATCH
-    ).is_dir():  # kept until here: a disk that fills up now costs no optimisation
-        shutil.rmtree(final_dir / _SCRATCH)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def _summarise(stage_dir: Path) -> dict[str, dict[str, int]]:
-    """Number of files and bytes by file or folder at the top of the stage, or of OUT for extras."""
-    outputs: dict[str, dict[str, int]] = {}
-    for path in list_files(stage_dir):
-        parts = path.relative_to(stage_dir).parts
-        if parts[0] == _SCRATCH:
-            continue
-        entry = outputs.setdefault(parts[parts[0] == _EXTRA], {"files": 0, "bytes": 0})
-        entry["files"] += 1
-        entry["bytes"] += path.stat().st_size
-    return outputs

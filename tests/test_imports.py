@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
     {"log", "checks", "files"},
-    {"geometry", "sh", "images", "config", "stage_io", "losses", "metrics"},
+    {"geometry", "sh", "images", "config", "stage_folders", "stage_io", "losses", "metrics"},
     {"cameras", "lenses", "plain_photos", "triangulation", "ply_io", "colmap_io", "transforms_io"},
     {"scene", "split", "sampling", "trajectories", "gaussians"},
     {"rasterize", "densify", "optim", "model_folder"},

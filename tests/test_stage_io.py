@@ -307,7 +307,7 @@ def test_a_kill_within_the_commit_is_completed_by_the_next_run(out, step, monkey
     }
     kind, when = conditions[step]
     # Nothing that a dying process could not do may tidy up behind it.
-    monkeypatch.setattr(stage_io, "_leave_partial", lambda stage, error: None)
+    monkeypatch.setattr(stage_io, "leave_partial", lambda partial, error: None)
     monkeypatch.setattr(os, kind, die_after(getattr(os, kind), when))
     with pytest.raises(Killed):
         build(out, Config(num_steps=5, overwrite=True), text="new", extra="chkpnt5.pth")
