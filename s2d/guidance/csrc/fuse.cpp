@@ -1,0 +1,225 @@
+// What survives of the depth maps of all views, and how they become one cloud.
+//
+// A point of one view is carried into another and meets the depth there. The two agree where the way back ends near where it
+// began; else the point is hidden behind that surface, or the other view looks through it.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "abi.h"
+#include "parallel.h"
+#include "view.h"
+
+namespace {
+
+using s2d::View;
+using s2d::ViewData;
+
+struct DepthMap {
+  View view;
+  const float* planes;
+  const float* rgb;
+  const float* confidence;
+
+  explicit DepthMap(const ViewData& data) : view(data), planes(data.planes), rgb(data.rgb), confidence(data.confidence) {}
+
+  size_t index(int x, int y) const { return static_cast<size_t>(y) * view.width + x; }
+
+  // Depth at a position, on the plane of the pixel it falls into; 0 = none.
+  double depth(double u, double v) const {
+    const int x = static_cast<int>(u), y = static_cast<int>(v);
+    const float* p = planes + 3 * index(x, y);
+    if (!(p[0] > 0.0f)) return 0.0;
+    const double w = p[0] + p[1] * (u - x - 0.5) + p[2] * (v - y - 0.5);
+    return w > 1e-12 ? 1.0 / w : 0.0;
+  }
+
+  // Bilinear colour: the pixels of two photos do not line up.
+  void colour(double u, double v, double* c) const {
+    const double x = std::min(std::max(u - 0.5, 0.0), view.width - 1.0), y = std::min(std::max(v - 0.5, 0.0), view.height - 1.0);
+    const int x0 = static_cast<int>(x), y0 = static_cast<int>(y);
+    const int x1 = std::min(x0 + 1, view.width - 1), y1 = std::min(y0 + 1, view.height - 1);
+    const double fx = x - x0, fy = y - y0;
+    for (int k = 0; k < 3; ++k) {
+      const double top = rgb[3 * index(x0, y0) + k] * (1 - fx) + rgb[3 * index(x1, y0) + k] * fx;
+      const double bottom = rgb[3 * index(x0, y1) + k] * (1 - fx) + rgb[3 * index(x1, y1) + k] * fx;
+      c[k] = top * (1 - fy) + bottom * fy;
+    }
+  }
+};
+
+struct Tolerance {
+  double pixels;    // of the round trip
+  double relative;  // of the depth
+};
+
+enum class Verdict { kUnknown, kAgrees, kHidden, kSeenThrough };
+
+struct Meeting {
+  Verdict verdict = Verdict::kUnknown;
+  double u = 0, v = 0;     // where the point falls in the other view
+  double depth = 0;        // the depth found there
+  double error = 0;        // round trip, pixels
+};
+
+Meeting meet(const View& from, double x, double y, const double* X, const DepthMap& other, const Tolerance& tolerance) {
+  Meeting m;
+  const double z = other.view.project(X, &m.u, &m.v);
+  if (!(z > 0.0) || !other.view.inside(m.u, m.v)) return m;
+  m.depth = other.depth(m.u, m.v);
+  if (!(m.depth > 0.0)) return m;
+  double Y[3], u = 0, v = 0;
+  other.view.unproject(m.u, m.v, m.depth, Y);
+  m.error = from.project(Y, &u, &v) > 0.0 ? std::hypot(u - x, v - y) : 1e9;
+  const double relative = (z - m.depth) / m.depth;
+  if (m.error < tolerance.pixels && std::fabs(relative) < tolerance.relative) {
+    m.verdict = Verdict::kAgrees;
+  } else if (relative > 0.0) {
+    m.verdict = Verdict::kHidden;
+  } else if (m.error > 2.0 * tolerance.pixels && relative < -2.0 * tolerance.relative) {
+    m.verdict = Verdict::kSeenThrough;  // clearly in front of it, not a matter of tolerance
+  }
+  return m;
+}
+
+double angle_between(const double* X, const View& a, const View& b) {
+  double dot = 0, aa = 0, bb = 0;
+  for (int k = 0; k < 3; ++k) {
+    const double ra = X[k] - a.centre[k], rb = X[k] - b.centre[k];
+    dot += ra * rb, aa += ra * ra, bb += rb * rb;
+  }
+  return std::acos(std::min(1.0, dot / std::sqrt(aa * bb)));
+}
+
+// The surface patch under a pixel: world steps of one pixel to the right and down, and the normal that faces the camera.
+void surface_patch(const View& view, const float* plane, double px, double py, float* steps, float* normal) {
+  // d(ray / w) = d(ray) / w - ray dw / w²
+  const double w = plane[0], r[3] = {(px - view.cx) / view.fx, (py - view.cy) / view.fy, 1.0};
+  double right[3], down[3], R[3], D[3];
+  for (int k = 0; k < 3; ++k) {
+    right[k] = -r[k] * plane[1] / (w * w);
+    down[k] = -r[k] * plane[2] / (w * w);
+  }
+  right[0] += 1.0 / (view.fx * w);
+  down[1] += 1.0 / (view.fy * w);
+  view.to_world(right, R);
+  view.to_world(down, D);
+  const double n[3] = {D[1] * R[2] - D[2] * R[1], D[2] * R[0] - D[0] * R[2], D[0] * R[1] - D[1] * R[0]};
+  const double length = std::sqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2]);
+  for (int k = 0; k < 3; ++k) {
+    steps[k] = static_cast<float>(R[k]);
+    steps[3 + k] = static_cast<float>(D[k]);
+    normal[k] = static_cast<float>(length > 0.0 ? n[k] / length : 0.0);
+  }
+}
+
+}  // namespace
+
+// For each pixel of view `index`: how many views agree, how many look through it, the mean round-trip error (pixels) and the
+// largest triangulation angle (radians) over those that agree. All [H, W].
+S2D_EXPORT int s2d_check_consistency(const ViewData* views, int32_t num_views, int32_t index, double max_pixels, double max_relative,
+                                     int32_t num_threads, uint8_t* agree, uint8_t* through, float* error, float* angle) {
+  return s2d::guarded([&] {
+    const std::vector<DepthMap> maps(views, views + num_views);
+    const DepthMap& map = maps[index];
+    s2d::parallel_for(map.view.height, num_threads, [&](int64_t y) {
+      for (int x = 0; x < map.view.width; ++x) {
+        const size_t p = map.index(x, static_cast<int>(y));
+        const double px = x + 0.5, py = static_cast<double>(y) + 0.5, z = map.depth(px, py);
+        int num_agree = 0, num_through = 0;
+        double total = 0, widest = 0, X[3];
+        if (z > 0.0) {
+          map.view.unproject(px, py, z, X);
+          for (int j = 0; j < num_views; ++j) {
+            if (j == index) continue;
+            const Meeting m = meet(map.view, px, py, X, maps[j], {max_pixels, max_relative});
+            num_through += m.verdict == Verdict::kSeenThrough;
+            if (m.verdict != Verdict::kAgrees) continue;
+            ++num_agree;
+            total += m.error;
+            widest = std::max(widest, angle_between(X, map.view, maps[j].view));
+          }
+        }
+        agree[p] = static_cast<uint8_t>(std::min(num_agree, 255));
+        through[p] = static_cast<uint8_t>(std::min(num_through, 255));
+        error[p] = static_cast<float>(num_agree ? total / num_agree : 0.0);
+        angle[p] = static_cast<float>(widest);
+      }
+    });
+  });
+}
+
+// One cloud from all depth maps. A point stands for the finest pixel that sees its surface; agreeing pixels of other views lend
+// it their position and colour and are used up. Arrays hold `capacity` points; *num_points receives how many there are.
+S2D_EXPORT int s2d_fuse(const ViewData* views, int32_t num_views, double max_pixels, double max_relative, int64_t capacity,
+                        float* points, float* rgbs, float* confidence, float* normals, float* steps, int64_t* num_points) {
+  return s2d::guarded([&] {
+    constexpr double kFiner = 0.75;  // of the pixel's size on the surface: then the other view stands for the point
+    const std::vector<DepthMap> maps(views, views + num_views);
+    std::vector<std::vector<uint8_t>> used;
+    for (const DepthMap& map : maps) used.emplace_back(static_cast<size_t>(map.view.width) * map.view.height, 0);
+    struct Partner {
+      int view;
+      size_t pixel;
+      double weight, u, v, depth;
+    };
+    std::vector<Partner> partners;
+    int64_t count = 0;
+    for (int i = 0; i < num_views; ++i) {
+      const DepthMap& map = maps[i];
+      for (int y = 0; y < map.view.height; ++y) {
+        for (int x = 0; x < map.view.width; ++x) {
+          const size_t p = map.index(x, y);
+          const double px = x + 0.5, py = y + 0.5, z = map.depth(px, py);
+          if (!(z > 0.0) || used[i][p] || count == capacity) continue;
+          double X[3];
+          map.view.unproject(px, py, z, X);
+          const double size = z / map.view.fx;
+          partners.clear();
+          bool finer_elsewhere = false;
+          for (int j = 0; j < num_views && !finer_elsewhere; ++j) {
+            if (j == i) continue;
+            const Meeting m = meet(map.view, px, py, X, maps[j], {max_pixels, max_relative});
+            if (m.verdict != Verdict::kAgrees) continue;
+            const size_t q = maps[j].index(static_cast<int>(m.u), static_cast<int>(m.v));
+            const double ratio = size / (m.depth / maps[j].view.fx);
+            finer_elsewhere = ratio > 1.0 / kFiner;
+            // A photo that shows the surface coarser is blurred here, and counts less.
+            partners.push_back({j, q, maps[j].confidence[q] * std::min(1.0, ratio * ratio), m.u, m.v, m.depth});
+          }
+          if (finer_elsewhere) continue;
+          double weight = map.confidence[p], position[3], colour[3];
+          for (int k = 0; k < 3; ++k) {
+            position[k] = weight * X[k];
+            colour[k] = weight * map.rgb[3 * p + k];
+          }
+          double best = map.confidence[p];
+          used[i][p] = 1;
+          for (const Partner& partner : partners) {
+            const DepthMap& other = maps[partner.view];
+            double Y[3], c[3];
+            other.view.unproject(partner.u, partner.v, partner.depth, Y);
+            other.colour(partner.u, partner.v, c);
+            for (int k = 0; k < 3; ++k) {
+              position[k] += partner.weight * Y[k];
+              colour[k] += partner.weight * c[k];
+            }
+            weight += partner.weight;
+            best = std::max(best, static_cast<double>(other.confidence[partner.pixel]));
+            used[partner.view][partner.pixel] = 1;
+          }
+          for (int k = 0; k < 3; ++k) {
+            points[3 * count + k] = static_cast<float>(position[k] / weight);
+            rgbs[3 * count + k] = static_cast<float>(colour[k] / weight);
+          }
+          confidence[count] = static_cast<float>(best);
+          surface_patch(map.view, map.planes + 3 * p, px, py, steps + 6 * count, normals + 3 * count);
+          ++count;
+        }
+      }
+    }
+    *num_points = count;
+  });
+}

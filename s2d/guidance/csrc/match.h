@@ -1,0 +1,205 @@
+// How well a patch of the reference photo looks like its image in a source photo under a plane: bilaterally weighted NCC.
+//
+// With q ~ A p + b w(p), A = K_s R K_r^-1, b = K_s t, a plane maps the patch by a homography whose columns are A0 + b gx,
+// A1 + b gy and A p0 + b w0. NCC does not see exposure: a photo may be brighter by any factor and offset.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "plane.h"
+#include "view.h"
+
+namespace s2d {
+
+constexpr float kWorstCost = 2.0f;            // 1 - NCC lies in [0, 2]
+constexpr int kLanes = 8;
+constexpr int kSamples = 40;                  // 6 x 6 on odd offsets -5 … 5 and four near the centre: five vectors
+constexpr int kVectors = kSamples / kLanes;
+constexpr float kNoiseVariance = 1.5e-5f;     // (1 / 255)²: what is flat up to quantisation correlates with nothing
+constexpr float kColourSigma = 0.12f;         // grey levels that differ more belong to another surface, mostly
+constexpr float kSpatialSigma = 5.0f;         // pixels
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+
+inline Floats all(float x) { return Floats{x, x, x, x, x, x, x, x}; }
+inline float sum(Floats v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
+inline Floats lower(Floats a, Floats b) {
+  const Ints m = a < b;
+  return (Floats)(((Ints)a & m) | ((Ints)b & ~m));
+}
+inline Floats higher(Floats a, Floats b) {
+  const Ints m = a > b;
+  return (Floats)(((Ints)a & m) | ((Ints)b & ~m));
+}
+inline Ints gather(const uint32_t* base, Ints index) {
+#if defined(__AVX2__)
+  return (Ints)_mm256_i32gather_epi32(reinterpret_cast<const int*>(base), (__m256i)index, 4);
+#else
+  Ints values;
+  for (int k = 0; k < kLanes; ++k) values[k] = static_cast<int32_t>(base[index[k]]);
+  return values;
+#endif
+}
+
+struct PatchShape {
+  float dx[kSamples], dy[kSamples], weight[kSamples];
+
+  PatchShape() {
+    int k = 0;
+    auto add = [&](int x, int y) {
+      dx[k] = static_cast<float>(x);
+      dy[k] = static_cast<float>(y);
+      weight[k++] = std::exp(-static_cast<float>(x * x + y * y) / (2.0f * kSpatialSigma * kSpatialSigma));
+    };
+    for (int y = -5; y <= 5; y += 2)
+      for (int x = -5; x <= 5; x += 2) add(x, y);
+    add(0, 0), add(2, 0), add(-2, 0), add(0, 2);
+  }
+};
+
+struct Patch {
+  Floats centred[kVectors];  // weight * (grey - mean)
+  Floats weight[kVectors];   // sums to 1
+  float variance;
+
+  Patch(const PatchShape& shape, const float* grey, int width, int height, int x, int y) {
+    float value[kSamples], weights[kSamples];
+    const float middle = grey[static_cast<size_t>(y) * width + x];
+    float total = 0, mean = 0;
+    for (int k = 0; k < kSamples; ++k) {
+      const int u = std::min(std::max(x + static_cast<int>(shape.dx[k]), 0), width - 1);
+      const int v = std::min(std::max(y + static_cast<int>(shape.dy[k]), 0), height - 1);
+      value[k] = grey[static_cast<size_t>(v) * width + u];
+      const float difference = value[k] - middle;
+      weights[k] = shape.weight[k] * std::exp(-difference * difference * (0.5f / (kColourSigma * kColourSigma)));
+      total += weights[k];
+      mean += weights[k] * value[k];
+    }
+    mean /= total;
+    variance = 0;
+    for (int k = 0; k < kSamples; ++k) {
+      weights[k] /= total;
+      const float difference = value[k] - mean;
+      value[k] = weights[k] * difference;
+      variance += value[k] * difference;
+    }
+    std::memcpy(centred, value, sizeof(value));
+    std::memcpy(weight, weights, sizeof(weights));
+  }
+};
+
+// A source photo as seen from the reference.
+struct Source {
+  int width, height;
+  const uint32_t* quads;
+  const float* planes;            // its own depth map for the geometric term, or null
+  float A[9], b[3];               // q ~ A p + b w
+  float A_back[9], b_back[3];     // p ~ A_back q + b_back / depth of q
+
+  Source(const View& reference, const ViewData& data) : width(data.width), height(data.height), quads(data.quads), planes(data.planes) {
+    const View view(data);
+    double R[9], Rt[9], t[3], back[3];  // source from reference, and the inverse
+    for (int r = 0; r < 3; ++r) {
+      for (int c = 0; c < 3; ++c) {
+        R[3 * r + c] = 0;
+        for (int m = 0; m < 3; ++m) R[3 * r + c] += view.R[3 * r + m] * reference.R[3 * c + m];
+        Rt[3 * c + r] = R[3 * r + c];
+      }
+      t[r] = view.t[r];
+      for (int m = 0; m < 3; ++m) t[r] -= R[3 * r + m] * reference.t[m];
+    }
+    for (int r = 0; r < 3; ++r) back[r] = -(Rt[3 * r] * t[0] + Rt[3 * r + 1] * t[1] + Rt[3 * r + 2] * t[2]);
+    compose(view, reference, R, t, A, b);
+    compose(reference, view, Rt, back, A_back, b_back);
+  }
+
+ private:
+  static void compose(const View& to, const View& from, const double* R, const double* t, float* A, float* b) {
+    double M[9];  // K_to R
+    for (int c = 0; c < 3; ++c) {
+      M[c] = to.fx * R[c] + to.cx * R[6 + c];
+      M[3 + c] = to.fy * R[3 + c] + to.cy * R[6 + c];
+      M[6 + c] = R[6 + c];
+    }
+    for (int r = 0; r < 3; ++r) {  // times K_from^-1
+      A[3 * r] = static_cast<float>(M[3 * r] / from.fx);
+      A[3 * r + 1] = static_cast<float>(M[3 * r + 1] / from.fy);
+      A[3 * r + 2] = static_cast<float>(M[3 * r + 2] - M[3 * r] * from.cx / from.fx - M[3 * r + 1] * from.cy / from.fy);
+    }
+    b[0] = static_cast<float>(to.fx * t[0] + to.cx * t[2]);
+    b[1] = static_cast<float>(to.fy * t[1] + to.cy * t[2]);
+    b[2] = static_cast<float>(t[2]);
+  }
+};
+
+// 1 - NCC of the patch at (px, py) and its image in the source; kWorstCost where the source does not see its centre.
+inline float match_cost(const PatchShape& shape, const Patch& patch, const Source& source, float px, float py, const Plane& plane) {
+  float q[3], along_x[3], along_y[3];
+  for (int r = 0; r < 3; ++r) {
+    q[r] = source.A[3 * r] * px + source.A[3 * r + 1] * py + source.A[3 * r + 2] + source.b[r] * plane.w;
+    along_x[r] = source.A[3 * r] + source.b[r] * plane.gx;
+    along_y[r] = source.A[3 * r + 1] + source.b[r] * plane.gy;
+  }
+  if (!(q[2] > 1e-6f)) return kWorstCost;
+  const float u = q[0] / q[2], v = q[1] / q[2];
+  if (!(u > 0.0f && v > 0.0f && u < static_cast<float>(source.width) && v < static_cast<float>(source.height))) return kWorstCost;
+  const Floats zero = all(0.0f), max_u = all(static_cast<float>(source.width) - 1.001f), max_v = all(static_cast<float>(source.height) - 1.001f);
+  const Ints stride = (Ints){} + source.width;
+  Floats mean = zero, square = zero, cross = zero;
+  for (int k = 0; k < kVectors; ++k) {
+    Floats dx, dy;
+    std::memcpy(&dx, shape.dx + k * kLanes, sizeof(dx));
+    std::memcpy(&dy, shape.dy + k * kLanes, sizeof(dy));
+    const Floats inverse = 1.0f / higher(q[2] + along_x[2] * dx + along_y[2] * dy, all(1e-6f));
+    // Samples beyond the border repeat it, as those of the reference do.
+    const Floats su = lower(higher((q[0] + along_x[0] * dx + along_y[0] * dy) * inverse - 0.5f, zero), max_u);
+    const Floats sv = lower(higher((q[1] + along_x[1] * dx + along_y[1] * dy) * inverse - 0.5f, zero), max_v);
+    const Ints iu = __builtin_convertvector(su, Ints), iv = __builtin_convertvector(sv, Ints);
+    const Floats fu = su - __builtin_convertvector(iu, Floats), fv = sv - __builtin_convertvector(iv, Floats);
+    const Ints taps = gather(source.quads, iv * stride + iu);
+    const Floats t00 = __builtin_convertvector(taps & 255, Floats), t10 = __builtin_convertvector((taps >> 8) & 255, Floats);
+    const Floats t01 = __builtin_convertvector((taps >> 16) & 255, Floats), t11 = __builtin_convertvector((taps >> 24) & 255, Floats);
+    const Floats top = t00 + (t10 - t00) * fu, bottom = t01 + (t11 - t01) * fu;
+    const Floats sample = top + (bottom - top) * fv;
+    const Floats weighted = patch.weight[k] * sample;
+    mean += weighted;
+    square += weighted * sample;
+    cross += patch.centred[k] * sample;
+  }
+  const float average = sum(mean) * (1.0f / 255.0f);
+  const float variance = std::max(sum(square) * (1.0f / 65025.0f) - average * average, 0.0f);
+  const float covariance = sum(cross) * (1.0f / 255.0f);
+  const float ncc = covariance / std::sqrt((variance + kNoiseVariance) * (patch.variance + kNoiseVariance));
+  return 1.0f - std::min(std::max(ncc, -1.0f), 1.0f);
+}
+
+// Pixels between a point and its round trip through the source's own depth map; at most 3, and 3 where that map is empty.
+inline float round_trip(const Source& source, float px, float py, float w) {
+  constexpr float kMost = 3.0f;
+  const float* A = source.A;
+  const float* B = source.A_back;
+  const float z = A[6] * px + A[7] * py + A[8] + source.b[2] * w;
+  if (!(z > 1e-6f)) return kMost;
+  const float u = (A[0] * px + A[1] * py + A[2] + source.b[0] * w) / z;
+  const float v = (A[3] * px + A[4] * py + A[5] + source.b[1] * w) / z;
+  if (!(u > 0.0f && v > 0.0f && u < static_cast<float>(source.width) && v < static_cast<float>(source.height))) return kMost;
+  const int iu = static_cast<int>(u), iv = static_cast<int>(v);
+  const float* plane = source.planes + 3 * (static_cast<size_t>(iv) * source.width + iu);
+  if (!(plane[0] > 0.0f)) return kMost;
+  const float there = plane[0] + plane[1] * (u - static_cast<float>(iu) - 0.5f) + plane[2] * (v - static_cast<float>(iv) - 0.5f);
+  const float back = B[6] * u + B[7] * v + B[8] + source.b_back[2] * there;
+  if (!(back > 1e-6f)) return kMost;
+  const float x = (B[0] * u + B[1] * v + B[2] + source.b_back[0] * there) / back;
+  const float y = (B[3] * u + B[4] * v + B[5] + source.b_back[1] * there) / back;
+  return std::min(std::sqrt((x - px) * (x - px) + (y - py) * (y - py)), kMost);
+}
+
+}  // namespace s2d

@@ -1,0 +1,51 @@
+"""Which pixels of the depth maps to believe. A wrong point is worse than a hole."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from s2d.guidance.kernels import View, check_consistency
+
+MAX_PIXELS = 1.5  # round trip through an agreeing view
+MAX_RELATIVE = 0.02  # difference of depth to an agreeing view
+MAX_COST = 0.9  # 1 - NCC plus the geometric term
+MIN_ANGLE = np.radians(0.5)  # between the rays of agreeing views: below, the depth is a guess
+SPECKLE_PIXELS = 40  # smaller islands are chance
+SPECKLE_STEP = 0.03  # relative change of depth that separates islands
+
+
+def believable(views: Sequence[View], costs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Confidence of every pixel of every view, 0 where its depth should not be used.
+
+    Args:
+        views: With planes.
+        costs: Matching cost per pixel, [H, W] each.
+
+    Returns:
+        [H, W] float32 in [0, 1] each.
+    """
+    result = []
+    for index, (view, cost) in enumerate(zip(views, costs, strict=True)):
+        found = check_consistency(views, index, MAX_PIXELS, MAX_RELATIVE)
+        good = (
+            (found.agree >= 1)
+            & (found.through <= found.agree)
+            & (cost < MAX_COST)
+            & (found.angle > MIN_ANGLE)
+        )
+        good = without_speckles(view.depth, good)
+        agreement = 1 - np.exp(-found.agree.astype(np.float32))
+        result.append(
+            np.where(good, agreement * np.exp(-np.maximum(cost, 0) / 0.6), 0).astype(np.float32)
+        )
+    return result
+
+
+def without_speckles(depth: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """Drop islands of fewer than SPECKLE_PIXELS pixels over which depth changes gradually. [H, W] bool"""
+    # filterSpeckles wants 16-bit numbers: a thousandth of the logarithm of depth spans e^±32.
+    level = np.full(depth.shape, -32768, np.int16)
+    level[good] = np.clip(np.log(depth[good]) * 1000, -32000, 32000).astype(np.int16)
+    cv2.filterSpeckles(level, -32768, SPECKLE_PIXELS, int(SPECKLE_STEP * 1000))
+    return good & (level != -32768)

@@ -1,0 +1,190 @@
+"""Stage 0: a coloured point cloud from the kept photos, and its pictures at every novel camera: point guidance and coverage.
+
+Reads   SCENE (-s) a COLMAP scene (images/, sparse/0) or a transforms.json; of the photos, the kept ones alone
+Writes  OUT/stage0/ split.json, novel_cameras.json, points.ply, scene.glb, scene/ (where SCENE had to be undistorted, resized or turned)
+        guidance/<name>.png, coverage/<name>.png for every novel camera; depth/<name>.npz (depth, confidence) for every kept view
+
+Example
+    python stage0_point_guidance.py -s data/fern -m out/fern --keep-count 3 --eval
+    python stage0_point_guidance.py -s data/hall -m out/hall --provider points --points-path hall.laz
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from tyro.conf import arg
+
+from s2d.cameras import Cameras
+from s2d.config import no_effect, run_script
+from s2d.files import atomic_write_bytes
+from s2d.guidance.cloud import DepthMap, Reconstruction
+from s2d.guidance.mvs import reconstruct
+from s2d.guidance.points import load_points
+from s2d.guidance.render import render_cloud
+from s2d.guidance.scene_glb import write_scene_glb
+from s2d.images import write_image
+from s2d.log import logger, progress
+from s2d.model_folder import copy_results, render_name
+from s2d.ply_io import write_points_ply
+from s2d.scene import Scene, prepare_scene
+from s2d.split import Split, make_split
+from s2d.stage_io import Stage, open_stage
+from s2d.trajectories import NovelMode, make_novel_cameras
+from s2d.transforms_io import find_transforms, read_transforms
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stage 0: a coloured point cloud from the kept photos, drawn at every novel camera."""
+
+    source: Annotated[Path, arg(aliases=["-s"])] = no_effect()
+    """The scene: a COLMAP folder (images/, sparse/0) or a folder with transforms.json."""
+    model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
+    """Output folder OUT, made if missing."""
+    keep_every: int | None = None
+    """Keep every n-th photo as input."""
+    keep_indices: tuple[int, ...] | None = None
+    """Keep these photos: positions in name order, from 0, separated by commas."""
+    keep_count: int | None = None
+    """Keep so many photos, evenly spaced. With no --keep-… option: all of at most 12, else 6."""
+    eval: bool = False
+    """Hold every 8th photo out as a test view (--test-every); keep views out of the rest."""
+    test_every: int = 8
+    """Distance between test views with --eval."""
+    novel: NovelMode = "auto"
+    """Where pseudo views will be made: the scene's other cameras (given), or generated ones. auto: given where there are any."""
+    num_novel: int = 24
+    """How many novel cameras to generate, where they are generated."""
+    provider: Literal["mvs", "points"] = "mvs"
+    """Where the cloud comes from: multi-view stereo on the kept photos, or a file (--points-path)."""
+    points_path: Path | None = no_effect(None)
+    """A point cloud or mesh in the cameras' world frame, for --provider points: .ply, .las, .laz, .glb, .obj."""
+    max_side: int = 640
+    """Photos with a longer side are scaled down to this, for all stages, pixels. 0 keeps them as they are."""
+    output_dir: Path | None = no_effect(None)
+    """Also copy the guidance pictures here."""
+    scene_path: Path | None = no_effect(None)
+    """Also copy scene.glb here."""
+    seed: int = 0
+    """Seed of the stereo and of generated cameras."""
+    device: str = no_effect("cpu")
+    """Where to compute: only cpu so far."""
+    overwrite: bool = no_effect(False)
+    """Rebuild a finished stage 0."""
+
+
+def main(cfg: Config) -> Path:
+    """Run stage 0; returns OUT/stage0."""
+    check_config(cfg)
+    with open_stage(cfg.model_dir, "stage0", cfg, scene_inputs(cfg), cfg.overwrite) as stage:
+        if not stage.up_to_date:
+            with stage.timer("scene"):
+                scene = prepare_scene(cfg.source, stage.dir / "scene", cfg.max_side)
+                split = choose_views(cfg, scene)
+                kept = scene.subset(split.kept)
+            with stage.timer(cfg.provider):
+                found = (
+                    reconstruct(kept, cfg.seed)
+                    if cfg.provider == "mvs"
+                    else load_points(cfg.points_path, kept, cfg.seed)
+                )
+            logger.info("stage0: %d points from %d photos", len(found.cloud), len(kept))
+            given = scene.cameras.select(split.novel)
+            novel = make_novel_cameras(
+                cfg.novel,
+                kept.cameras,
+                given,
+                num=cfg.num_novel,
+                points=found.cloud.points,
+                seed=cfg.seed,
+            )
+            with stage.timer("draw"):
+                coverage = draw_guidance(found, novel, stage.dir)
+            write_outputs(stage, scene, split, found, kept, novel)
+            stage.info |= {"num_points": len(found.cloud), "mean_coverage": round(coverage, 4)}
+    copy_results(stage.dir / "guidance", cfg.output_dir)
+    copy_results(stage.dir / "scene.glb", cfg.scene_path)
+    return cfg.model_dir / "stage0"
+
+
+def check_config(cfg: Config) -> None:
+    if cfg.device != "cpu":
+        raise ValueError(f"--device {cfg.device}: stage 0 runs on the CPU only. Use --device cpu.")
+    if cfg.provider == "points" and cfg.points_path is None:
+        raise ValueError(
+            "--provider points needs a file: add --points-path CLOUD.ply (or .las, .laz, .glb, .obj)."
+        )
+    if cfg.provider == "mvs" and cfg.points_path is not None:
+        raise ValueError("--points-path is given, but the provider is mvs. Add --provider points.")
+
+
+def scene_inputs(cfg: Config) -> dict[str, object]:
+    """What the result depends on: cameras and photos (all of them: stage0/scene has the test photos too, for the evaluation)."""
+    transforms = None if (cfg.source / "sparse").is_dir() else find_transforms(cfg.source)
+    inputs: dict[str, object] = {"scene": cfg.source}
+    if transforms is not None:
+        inputs = {"cameras": transforms, "photos": list(read_transforms(transforms).image_paths)}
+    elif (cfg.source / "sparse").is_dir() and (cfg.source / "images").is_dir():
+        inputs = {"cameras": cfg.source / "sparse", "photos": cfg.source / "images"}
+    return inputs | ({"points": cfg.points_path} if cfg.points_path else {})
+
+
+def choose_views(cfg: Config, scene: Scene) -> Split:
+    """The split of the scene's views; logs it."""
+    split = make_split(
+        scene.names, cfg.keep_every, cfg.keep_indices, cfg.keep_count, cfg.eval, cfg.test_every
+    )
+    logger.info(
+        "stage0: %s: %d views, %d kept, %d novel, %d test",
+        scene.name,
+        len(scene),
+        len(split.kept),
+        len(split.novel),
+        len(split.test),
+    )
+    return split
+
+
+def draw_guidance(found: Reconstruction, novel: Cameras, stage_dir: Path) -> float:
+    """Write guidance and coverage at every novel camera; returns the mean coverage."""
+    total = 0.0
+    with progress(len(novel), "draw") as bar:
+        for row, camera in enumerate(novel):
+            picture = render_cloud(found.cloud, camera)
+            name = render_name(camera.names[0])
+            write_image(stage_dir / "guidance" / name, picture.rgb)
+            write_image(stage_dir / "coverage" / name, picture.coverage.float())
+            total += float(picture.coverage.float().mean())
+            bar.update(row + 1, coverage=total / (row + 1))
+    return total / max(len(novel), 1)
+
+
+def write_outputs(
+    stage: Stage, scene: Scene, split: Split, found: Reconstruction, kept: Scene, novel: Cameras
+) -> None:
+    """Write everything but the pictures."""
+    split.save(stage.dir / "split.json")
+    novel.to_json(stage.dir / "novel_cameras.json")
+    write_points_ply(
+        stage.dir / "points.ply", found.cloud.points, found.cloud.rgbs, found.cloud.confidence
+    )
+    write_scene_glb(stage.dir / "scene.glb", found.cloud, kept.cameras, novel)
+    for name, depth_map in found.depth_maps.items():
+        write_depth(stage.dir / "depth" / Path(name).with_suffix(".npz"), depth_map)
+
+
+def write_depth(path: Path, depth_map: DepthMap) -> None:
+    """float16 holds confidence; depth needs float32 (a relative step of 1e-3 would show as terraces)."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer, depth=depth_map.depth, confidence=depth_map.confidence.astype(np.float16)
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+if __name__ == "__main__":
+    run_script(main, Config, "stage0_point_guidance")
