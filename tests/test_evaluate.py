@@ -1,7 +1,7 @@
 """The evaluation on a run whose right answers are known: the final splat is the one that the photos were rendered from."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from s2d.geometry import invert_rigid
 from s2d.images import read_image, write_image
 from s2d.metrics import LpipsUnavailable, psnr, ssim
 from s2d.model_folder import render_name
+from s2d.ply_io import write_points_ply
 from s2d.rasterize import rasterize
 from s2d.scene import load_scene
 from s2d.split import Split, make_split
@@ -27,7 +28,11 @@ NUM_VIEWS, WIDTH, HEIGHT = 9, 48, 36
 
 @dataclass(frozen=True)
 class StageConfig:
+    """What the evaluation reads from a stage's config."""
+
     source: Path = no_effect()
+    provider: str = "points"
+    points_path: Path | None = None
     seed: int = 0
     device: str = no_effect("cpu")
 
@@ -91,7 +96,10 @@ def write_run(
     history = {"step": [1, 2], "loss": [0.2, 0.1], "num_gaussians": [80, 80], "seconds": [0.1, 0.2]}
     left_half = torch.zeros(HEIGHT, WIDTH)
     left_half[:, : WIDTH // 2] = 1
-    with open_stage(model_dir, "stage0", cfg, {}) as stage:
+    write_points_ply(model_dir / "cloud.ply", truth.means, torch.full_like(truth.means, 0.5))
+    with open_stage(
+        model_dir, "stage0", replace(cfg, points_path=model_dir / "cloud.ply"), {}
+    ) as stage:
         split.save(stage.dir / "split.json")
         novel.to_json(stage.dir / "novel_cameras.json")
         for camera in novel:
@@ -204,6 +212,14 @@ def test_eval_protocol_keeps_test_and_novel_apart(tmp_path, source, truth, names
         "view4.png",
         "view8.png",
     ]
+    guidance = results["guidance"][
+        "test"
+    ]  # drawn by the evaluation: grey points, which cover some of the picture
+    assert 0.05 < guidance["coverage"] < 1
+    assert 5 < guidance["psnr_covered"] < 40
+    picture = read_image(run / "test" / "guidance" / "view4.png")
+    covered = read_image(run / "test" / "coverage" / "view4.png")[..., 0] > 0.5
+    assert (picture[covered] > 0).all() and (picture[~covered] == 0).all()
     page = (run / "report.html").read_text()
     assert page.count('class="source" data-column') == 3 * 5 + 3 * (
         2 + 1 + 1
@@ -234,7 +250,9 @@ def test_generated_novel_cameras_have_pictures_but_no_scores(tmp_path, source, t
     assert all(
         stage["test"] is None and stage["novel"] is None for stage in results["stages"].values()
     )
-    assert (run / "report.html").read_text().count('class="source" data-column') == 2 * 4  # no truth
+    assert (run / "report.html").read_text().count(
+        'class="source" data-column'
+    ) == 2 * 4  # no truth
     assert read_image(run / "test" / "sheet.png").shape[1] == 4 * 306 + 6
 
 
