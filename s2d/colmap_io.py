@@ -7,6 +7,7 @@ files have quaternions wxyz, pycolmap's objects xyzw; both stay in here: rotatio
 
 import logging
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +81,7 @@ def read_model(model_dir: Path) -> ColmapModel:
     """Read a sparse model, text or binary, of COLMAP 3 or 4, with any camera models.
 
     Images without a pose are left out. Binary files are measured before pycolmap reads them: it takes a cut-off file for a
-    good one or asks for absurd amounts of memory.
+    good one, asks for absurd amounts of memory, or reads for minutes.
 
     Raises:
         FileNotFoundError: a file of the model is missing.
@@ -93,12 +94,9 @@ def read_model(model_dir: Path) -> ColmapModel:
             f"No complete COLMAP model in {model_dir}: expected cameras, images and points3D (.bin or .txt)."
         )
     if suffix == ".bin":
-        for name, measure in (
-            ("cameras", _measure_cameras),
-            ("images", _measure_images),
-            ("points3D", _measure_points),
-        ):
-            _require_length(model_dir / f"{name}.bin", measure)
+        for name, measure in _MEASURES.items():
+            if (model_dir / f"{name}.bin").is_file():  # rigs and frames: since COLMAP 4
+                _require_length(model_dir / f"{name}.bin", measure)
     model = pycolmap.Reconstruction()
     try:
         (model.read_binary if suffix == ".bin" else model.read_text)(str(model_dir))
@@ -250,7 +248,7 @@ def _num_images(model_dir: Path) -> int:
     return sum(not line.startswith("#") for line in lines) // 2
 
 
-def _require_length(path: Path, measure) -> None:
+def _require_length(path: Path, measure: Callable[[bytes], int]) -> None:
     content = path.read_bytes()
     try:
         end = measure(content)
@@ -299,3 +297,35 @@ def _measure_points(content: bytes) -> int:
         )  # id, position, colour, error; then the track
         at += 51 + 8 * length
     return at
+
+
+def _measure_rigs(content: bytes) -> int:
+    (count,) = struct.unpack_from("<Q", content)
+    at = 8
+    for _ in range(count):
+        (num_sensors,) = struct.unpack_from("<I", content, at + 4)
+        at += 8 + 8 * min(num_sensors, 1)  # id, count; the reference sensor's type and id
+        for _ in range(1, num_sensors):
+            (has_pose,) = struct.unpack_from("<B", content, at + 8)
+            at += 9 + 56 * bool(has_pose)  # type, id, flag; quaternion and translation
+    return at
+
+
+def _measure_frames(content: bytes) -> int:
+    (count,) = struct.unpack_from("<Q", content)
+    at = 8
+    for _ in range(count):
+        (num_data,) = struct.unpack_from(
+            "<I", content, at + 64
+        )  # after id, rig, quaternion, translation
+        at += 68 + 16 * num_data
+    return at
+
+
+_MEASURES = {
+    "cameras": _measure_cameras,
+    "images": _measure_images,
+    "points3D": _measure_points,
+    "rigs": _measure_rigs,
+    "frames": _measure_frames,
+}
