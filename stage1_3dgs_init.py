@@ -74,8 +74,8 @@ class Config:
     """Never grow beyond this number."""
     keep_every: int | None = None
     """Only checked: stage 0 has chosen the kept views."""
-    keep_indices: str | None = None
-    """Only checked, as --keep-every: comma-separated positions."""
+    keep_indices: tuple[int, ...] | None = None
+    """Only checked, as --keep-every: positions separated by commas."""
     keep_count: int | None = None
     """Only checked, as --keep-every."""
     stage1_meta_dir: Path | None = no_effect(None)
@@ -183,7 +183,7 @@ def check_keep_flags(cfg: Config, split: Split, stage0: Manifest) -> None:
     """Accept the released command line's --keep-… here too, if it means what stage 0 has chosen."""
     given = {
         "keep_every": cfg.keep_every,
-        "keep_indices": cfg.keep_indices and parse_indices(cfg.keep_indices),
+        "keep_indices": cfg.keep_indices,
         "keep_count": cfg.keep_count,
     }
     if all(value is None for value in given.values()):
@@ -198,15 +198,6 @@ def check_keep_flags(cfg: Config, split: Split, stage0: Manifest) -> None:
             f"The --keep-… flag contradicts stage 0: it keeps {', '.join(wanted.kept)}, but {stage0.dir} was made with "
             f"{', '.join(split.kept)}. Leave the flag out, or run stage 0 again with it and --overwrite."
         )
-
-
-def parse_indices(text: str) -> list[int]:
-    try:
-        return [int(index) for index in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--keep-indices {text!r}: expected comma-separated whole numbers."
-        ) from None
 
 
 if __name__ == "__main__":

@@ -41,8 +41,6 @@ class DensifyPolicy:
     """Size, in scene extents, above which a Gaussian is split instead of cloned."""
     min_opacity: float = 0.005
     """Gaussians fainter than this are removed."""
-    max_scale: float = 0.1
-    """Size, in scene extents, above which a Gaussian is removed. 0 disables."""
     reset_every: int = 3000
     """Steps between two resets of all opacities to 0.01. 0 disables."""
     max_gaussians: int = 150_000
@@ -179,7 +177,10 @@ def densify_and_prune(
     scene_extent: float,
     generator: torch.Generator,
 ) -> DensifyState:
-    """Run one round: clone the small, split the large, prune the faint and the huge.
+    """Run one round: clone the small, split the large, prune the faint.
+
+    3DGS also removes Gaussians larger than a tenth of the scene extent, from its first opacity reset on. With few photos
+    from one side the extent (radius of the rig) is small against the scene, and that rule removes nearly everything.
 
     Args:
         policy: Thresholds.
@@ -203,8 +204,6 @@ def densify_and_prune(
         to_split = torch.cat([grow & ~small, grow.new_zeros(num_clones)])
         split(gaussians, optimizer, to_split, generator)
     doomed = torch.sigmoid(gaussians.opacity_logits.detach()) < policy.min_opacity
-    if policy.max_scale > 0:
-        doomed |= gaussians.log_scales.detach().amax(1).exp() > policy.max_scale * scene_extent
     # An empty scene can't be optimised or saved: when all are doomed, keep them and let the next round decide.
     if not bool(doomed.all()):
         prune(gaussians, optimizer, doomed)

@@ -163,15 +163,15 @@ def round_of(policy, gradient, scales, opacities):
     return gaussians.sh0[:, 0, 0].tolist()  # the row that each Gaussian comes from
 
 
-def test_a_round_clones_the_small_splits_the_large_and_prunes_the_faint_and_the_huge():
+def test_a_round_clones_the_small_splits_the_large_and_prunes_the_faint():
     marks = round_of(
-        DensifyPolicy(grad_threshold=2e-4, split_scale=0.01, max_scale=0.1, min_opacity=0.005),
-        #          0 stays  1 cloned 2 split  3 faint  4 huge
+        DensifyPolicy(grad_threshold=2e-4, split_scale=0.01, min_opacity=0.005),
+        #          0 stays  1 cloned 2 split  3 faint  4 large and quiet
         gradient=[1e-4, 3e-4, 3e-4, 1e-4, 1e-4],
         scales=[0.005, 0.005, 0.05, 0.005, 0.2],
         opacities=[0.5, 0.5, 0.5, 0.004, 0.5],
     )
-    assert sorted(marks) == [0, 1, 1, 2, 2]
+    assert sorted(marks) == [0, 1, 1, 2, 2, 4]
 
 
 def test_the_cap_takes_the_largest_gradients_first():
