@@ -63,7 +63,9 @@ def image_info(path: Path) -> ImageInfo:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+            # Pillow decodes a whole PNG to look for EXIF behind the pixels; who writes an orientation writes it in front.
+            in_front = image.format != "PNG" or "exif" in image.info
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if in_front else 1
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise _not_an_image(path) from error
     return ImageInfo(width, height, orientation if orientation in _UPRIGHT else 1)
