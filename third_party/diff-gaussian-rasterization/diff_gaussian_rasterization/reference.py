@@ -31,8 +31,9 @@ import math
 from typing import NamedTuple
 
 import torch
-from diff_gaussian_rasterization.general import RasterOutput
 from torch import Tensor
+
+from diff_gaussian_rasterization.general import RasterOutput
 
 ALPHA_MIN = 1 / 255  # one step of an 8-bit image: what is fainter cannot be seen
 ALPHA_MAX = 0.99  # keeps 1 - α away from zero: the backward pass divides by it
