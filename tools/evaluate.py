@@ -16,7 +16,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,6 +45,7 @@ from s2d.report import (
     StageRecord,
     ViewRecord,
     print_results,
+    run_facts,
     write_report,
     write_sheet,
 )
@@ -373,7 +373,7 @@ def report_content(run: Run, results: dict, per_view: dict, notes: Sequence[str]
             StageRecord.of_manifest(stage, STAGE_TITLES[stage], manifest)
             for stage, manifest in run.manifests.items()
         ],
-        facts=facts(run),
+        facts=run_facts(run.manifests),
         notes=notes,
         ply_path=ply.relative_to(run.model_dir).as_posix(),
     )
@@ -388,22 +388,6 @@ def view_record(run: Run, per_view: dict, name: str) -> ViewRecord:
             if name in per_view[stage][group]:
                 metrics[column] = per_view[stage][group][name]
     return ViewRecord(name, roles, groups[roles[0]][name], run.coverage.get(name), metrics)
-
-
-def facts(run: Run) -> dict[str, str]:
-    """Versions, machine and commands, for the foot of the report."""
-    first = run.manifests["stage0"].data
-    machine = first["machine"]
-    return {
-        "Made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "Machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}",
-        "Versions": ", ".join(f"{name} {version}" for name, version in first["versions"].items()),
-        **{
-            f"Command, {stage}": manifest.data["command"]
-            for stage, manifest in run.manifests.items()
-        },
-        "Seed": str(run.manifests["stage1"].data["seed"]),
-    }
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from s2d.report.content import (
     StageRecord,
     ViewRecord,
     choose_views,
+    run_facts,
 )
 from s2d.report.page import write_report
 from s2d.report.sheet import write_sheet
@@ -21,6 +22,7 @@ __all__ = [
     "ViewRecord",
     "choose_views",
     "print_results",
+    "run_facts",
     "write_report",
     "write_sheet",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,16 @@ def choose_views(views: Sequence[ViewRecord], count: int) -> list[ViewRecord]:
     step = (len(rest) - 1) / max(missing - 1, 1)
     chosen.update(rest[round(i * step)] for i in range(missing))
     return [v for v in views if v.name in chosen]
+
+
+def run_facts(manifests: dict[str, Manifest]) -> dict[str, str]:
+    """Gather versions, machine and commands of a run, for the foot of its report."""
+    first = manifests["stage0"].data
+    machine = first["machine"]
+    return {
+        "Made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "Machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}",
+        "Versions": ", ".join(f"{name} {version}" for name, version in first["versions"].items()),
+        **{f"Command, {stage}": manifest.data["command"] for stage, manifest in manifests.items()},
+        "Seed": str(manifests["stage1"].data["seed"]),
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +48,8 @@ def print_results(results: dict) -> None:
                 _show(row["seconds"], 1),
                 _show(row["peak_rss_mb"], 0),
             )
-    console = Console()
+    # A file or a pipe has no width; 80 columns would break the headings.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
     for group in ("test", "novel"):
         guidance = results["guidance"][group]
