@@ -109,6 +109,9 @@ run() {
   child=''
   if [ "$code" != 0 ]; then
     [ "$code" = 130 ] && stop
+    if [ "$code" -gt 128 ]; then # killed, or crashed: it had no time to say so itself
+      printf 'error: %s was ended by signal %d (9: most likely out of memory). The same command goes on from where it was.\n' "$(basename "$2")" $((code - 128)) >&2
+    fi
     exit "$code"
   fi
 }

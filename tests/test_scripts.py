@@ -24,6 +24,8 @@ with open(os.environ["RECORD"], "a") as record:
 out = pathlib.Path(sys.argv[sys.argv.index("-m") + 1])
 if name == os.environ.get("FAIL"):
     sys.exit(2)
+if name == os.environ.get("KILLED"):
+    os.kill(os.getpid(), 9)
 if name == os.environ.get("SLEEP"):
     try:
         time.sleep(60)
@@ -175,6 +177,15 @@ def test_a_failing_stage_ends_the_run_with_its_code(checkout):
     ]
 
 
+def test_a_stage_that_is_killed_is_named(checkout):
+    code, _, stderr = run(checkout, KILLED="stage3_3dgs_mixed_opt.py")
+    assert code == 137
+    assert (
+        "error: stage3_3dgs_mixed_opt.py was ended by signal 9 (9: most likely out of memory)"
+        in stderr
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_stage_too_and_says_how_to_go_on(checkout, number):
     process = start(checkout, SLEEP="stage1_3dgs_init.py")
@@ -243,7 +254,10 @@ def installed(root):
     """What pip was asked to install, call by call."""
     path = root / "record"
     calls = path.read_text().replace(str(root), "ROOT").splitlines() if path.exists() else []
-    return [call.split(" install --no-input --no-warn-conflicts ")[1].removeprefix("-q ") for call in calls]
+    return [
+        call.split(" install --no-input --no-warn-conflicts ")[1].removeprefix("-q ")
+        for call in calls
+    ]
 
 
 EVERYTHING = [
