@@ -77,8 +77,10 @@ class ProgressBar:
             live.add_task(description, total=total, completed=start, info="") if live else None
         )
         self._interval = REDRAW_SECONDS if live else LINE_SECONDS
-        self._started = time.monotonic()
-        self._drawn = self._started
+        self._started: float | None = (
+            None  # when `_start` was done: the first step compiles kernels and would spoil the speed
+        )
+        self._drawn = time.monotonic()
         self._shown_step: int | None = None
         self._last: tuple[int, dict] = (start, {})
 
@@ -92,6 +94,8 @@ class ProgressBar:
         """
         self._last = (step, columns)
         now = time.monotonic()
+        if self._started is None:
+            self._start, self._started = step, now
         if now - self._drawn >= self._interval:
             self._drawn = now
             self._draw()
@@ -99,17 +103,19 @@ class ProgressBar:
     def _draw(self) -> None:
         step, columns = self._last
         self._shown_step = step
-        speed = (step - self._start) / max(time.monotonic() - self._started, 1e-9)
-        info = [f"{speed:.3g}/s"] + [f"{name} {_show(value)}" for name, value in columns.items()]
+        info = []
+        if self._started is not None and step > self._start:
+            speed = (step - self._start) / max(time.monotonic() - self._started, 1e-9)
+            info.append(f"{speed:.3g}/s")
+            if self._live is None and step < self.total:
+                info.append(f"{_clock((self.total - step) / speed)} left")
+        info += [f"{name} {_show(value)}" for name, value in columns.items()]
         if self._live is not None:
             self._live.update(self._task, completed=step, info="  ".join(info))
             return
-        if speed > 0 and step < self.total:
-            info.insert(1, f"{_clock((self.total - step) / speed)} left")
         percent = 100 * step // max(self.total, 1)
-        logger.info(
-            "%s: %d/%d (%d %%), %s", self.description, step, self.total, percent, ", ".join(info)
-        )
+        state = f"{self.description}: {step}/{self.total} ({percent} %)"
+        logger.info("%s", ", ".join([state, *info]))
 
     def _finish(self) -> None:
         # A job that fitted between two plain lines needs none; the caller logs what came out of it.
@@ -124,7 +130,7 @@ def progress(total: int, description: str, start: int = 0) -> Iterator[ProgressB
     Args:
         total: Number of steps of the whole job.
         description: What is being done, in one or two words.
-        start: Steps already done (a resumed job); the speed is measured from there.
+        start: Steps already done (a resumed job).
 
     Example:
         with progress(num_steps, "optimise") as bar:

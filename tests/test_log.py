@@ -35,7 +35,9 @@ def plain(monkeypatch):
 
 def test_plain_progress_shows_share_speed_time_left_and_columns(plain, clock, lines):
     with log.progress(4000, "optimise") as bar:
-        clock.now += 20.0
+        clock.now += 3.0
+        bar.update(200, loss=torch.tensor(1.0))
+        clock.now += 16.0
         bar.update(1000, loss=torch.tensor(0.03125), gaussians=51234)
     assert (
         lines()[0] == "optimise: 1000/4000 (25 %), 50/s, 1:00 left, loss 0.03125, gaussians 51,234"
@@ -72,9 +74,20 @@ def test_columns_are_not_read_until_a_line_is_drawn(plain, clock):
 
 def test_speed_of_a_resumed_job_counts_its_own_steps_only(plain, clock, lines):
     with log.progress(4000, "optimise", start=3000) as bar:
+        bar.update(3001)
         clock.now += 10.0
-        bar.update(3500)
-    assert lines() == ["optimise: 3500/4000 (87 %), 50/s, 0:10 left"]
+        bar.update(3501)
+    assert lines() == ["optimise: 3501/4000 (87 %), 50/s, 0:10 left"]
+
+
+def test_a_slow_first_step_does_not_spoil_the_speed(plain, clock, lines):
+    """Kernels are compiled in it: `27 minutes left` was said of a job of one minute."""
+    with log.progress(60, "stage 1") as bar:
+        clock.now += 30.0
+        bar.update(1)
+        clock.now += 10.0
+        bar.update(21)
+    assert lines() == ["stage 1: 1/60 (1 %)", "stage 1: 21/60 (35 %), 2/s, 0:20 left"]
 
 
 def test_terminal_progress_draws_a_bar_with_columns(monkeypatch):
