@@ -22,7 +22,7 @@ from s2d.files import atomic_write_json, atomic_write_text
 from s2d.gaussians import gaussians_from_points, save_checkpoint, thin_points
 from s2d.log import logger, progress
 from s2d.model_folder import copy_results, kept_views, point_cloud_name, write_cameras_json
-from s2d.optim import LearningRates, active_sh_degree, set_means_rate
+from s2d.optim import LearningRates, active_sh_degree, scene_extent, set_means_rate
 from s2d.ply_io import read_points_ply
 from s2d.sampling import ViewSampler
 from s2d.scene import Scene
@@ -131,7 +131,8 @@ def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> Traini
         gaussians = gaussians_from_points(
             points[chosen], rgbs[chosen], cfg.sh_degree, cfg.init_opacity
         )
-        run = start_run(gaussians, rates, kept.cameras.extent, sampler, cfg.seed)
+        extent = scene_extent(kept.cameras, points)
+        run = start_run(gaussians, rates, extent, sampler, cfg.seed)
 
     num_steps = cfg.sample_iteration
     with progress(num_steps, "stage 1", start=run.step) as bar:

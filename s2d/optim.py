@@ -1,14 +1,16 @@
 """Learning rates and the optimiser of the Gaussians.
 
 The table below is the whole of it: which tensor, which rate. The rates are 3DGS's; the one for the centres is in
-units of the scene extent (the radius of the camera rig), because positions have no scale of their own.
+units of the scene extent, because positions have no scale of their own.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
 
 # 3DGS: gradients of single Gaussians are tiny (means over all pixels), so Adam's usual 1e-8 would damp them.
@@ -29,6 +31,28 @@ class LearningRates:
     sh0: float = 2.5e-3
     shN: float = 2.5e-3 / 20
     """View-dependent colour: slower, or it explains away geometry."""
+
+
+def scene_extent(
+    cameras: Cameras,
+    points: Tensor,  # [P, 3]
+) -> float:
+    """Measure how large the scene is: the radius of the rig, or half the median depth where that is more.
+
+    3DGS takes the radius alone. Three photos from one side lie close together against what they show: the radius
+    then says nothing about the scene, and centres that move by its fractions hardly move in the picture.
+
+    Args:
+        cameras: The kept ones.
+        points: World; those behind a camera do not count. [P, 3]
+
+    Returns:
+        World units, > 0.
+    """
+    depths = points @ cameras.viewmats[:, 2, :3].T + cameras.viewmats[:, 2, 3]  # [P, C]
+    in_front = depths[depths > 0]
+    half_depth = 0.5 * float(in_front.median()) if in_front.numel() else 0.0
+    return max(cameras.extent, half_depth, 1e-6)
 
 
 def create_optimizer(

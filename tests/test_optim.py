@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
 from s2d.optim import (
     LearningRates,
     active_sh_degree,
     create_optimizer,
     decayed_rate,
+    scene_extent,
     set_means_rate,
 )
 
@@ -47,6 +49,26 @@ def test_position_rate_decays_exponentially_and_scales_with_the_scene():
     set_means_rate(optimizer, LearningRates(), 3.0, 0.5)
     assert rate_of(optimizer, "means") == pytest.approx(3.0 * 1.6e-5)
     assert rate_of(optimizer, "quats") == 1e-3
+
+
+def rig(offsets):
+    viewmats = torch.eye(4).repeat(len(offsets), 1, 1)
+    viewmats[:, 0, 3] = -torch.tensor(offsets)
+    K = torch.tensor([[50.0, 0.0, 16.0], [0.0, 50.0, 12.0], [0.0, 0.0, 1.0]])
+    names = tuple(f"{row}.png" for row in range(len(offsets)))
+    return Cameras(viewmats, K.repeat(len(offsets), 1, 1), ((32, 24),) * len(offsets), names)
+
+
+def test_extent_is_the_rig_or_half_the_depth_of_a_narrow_one():
+    points = torch.tensor([[0.0, 0.0, 10.0], [1.0, 0.0, 8.0], [0.0, 2.0, 12.0], [0.0, 0.0, -99.0]])
+    assert scene_extent(rig([-0.1, 0.1]), points) == pytest.approx(5.0)
+    assert scene_extent(rig([-20.0, 20.0]), points) == pytest.approx(20.0)
+    assert scene_extent(rig([-3.0, 3.0]), points[:0]) == pytest.approx(
+        3.0
+    )  # no points: the rig alone
+    assert scene_extent(rig([0.0]), points[:0]) > 0
+    # Its unit is the world's: a scene twice as large has twice the extent.
+    assert scene_extent(rig([-0.2, 0.2]), 2 * points) == pytest.approx(10.0)
 
 
 def test_sh_degree_rises_one_by_one():

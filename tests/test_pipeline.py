@@ -24,7 +24,7 @@ SCRIPTS = {
     "stage2": "stage2_artifact_fix",
     "stage3": "stage3_3dgs_mixed_opt",
 }
-STAGE1_STEPS, LAST_STEP = 160, 260
+STAGE1_STEPS, LAST_STEP = 240, 340
 ARGUMENTS = {
     "stage0": ["--keep-count", "4", "--eval"],
     "stage1": ["--sample_iteration", str(STAGE1_STEPS), "--checkpoint_every", "50"],
@@ -148,7 +148,7 @@ def test_history_and_manifest_tell_the_run(finished):
 
 def test_stage3_is_not_worse_than_stage1(finished, tiny_scene):
     before, after = (test_psnr(finished, tiny_scene, step) for step in (STAGE1_STEPS, LAST_STEP))
-    assert before > 15.0  # the chain has learnt something at all
+    assert before > 15.0  # measured 17.1 and 17.4; a wrong camera or colour gives 8 to 12
     assert after > before - 0.1
 
 
