@@ -59,7 +59,7 @@ class Config:
     """Numbers of kept views."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; with more than one the table shows mean ± standard deviation."""
-    preset: str | None = None
+    stage_preset: str | None = None
     """Preset of every stage that has one by this name."""
     data_dir: Path | None = no_effect(None)
     """Folder with the scenes; $S2D_DATA/scenes if not given."""
@@ -138,7 +138,7 @@ def run_pipeline(cfg: Config, scene: Path, folder: Path, keep: int, seed: int) -
         "scene": str(scene),
         "keep": keep,
         "seed": seed,
-        "preset": cfg.preset,
+        "preset": cfg.stage_preset,
         "sheets": cfg.sheets,
     }
     if not cfg.overwrite and stamp.is_file() and json.loads(stamp.read_text("utf-8")) == key:
@@ -153,8 +153,8 @@ def run_pipeline(cfg: Config, scene: Path, folder: Path, keep: int, seed: int) -
             arguments += ["--keep-count", keep, "--eval"]
         if stage in ("stage1_3dgs_init", "stage3_3dgs_mixed_opt"):
             arguments += ["--seed", seed]
-        if cfg.preset and (ROOT / "configs" / stage / f"{cfg.preset}.yaml").is_file():
-            arguments += ["--preset", cfg.preset]
+        if cfg.stage_preset and (ROOT / "configs" / stage / f"{cfg.stage_preset}.yaml").is_file():
+            arguments += ["--preset", cfg.stage_preset]
         if cfg.overwrite:
             arguments += ["--overwrite"]
         run(ROOT / f"{stage}.py", *arguments)

@@ -1,6 +1,7 @@
 """The evaluation on a run whose right answers are known: the final splat is the one that the photos were rendered from."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def write_run(
     split: Split,
     stages: int = 4,
     novel: Cameras | None = None,
+    prepared: bool = False,
 ) -> Path:
     """Write the folders of a finished run: stage 1 is the truth with its opacities lowered, the final splat is the truth."""
     scene = load_scene(source)
@@ -101,6 +103,8 @@ def write_run(
         model_dir, "stage0", replace(cfg, points_path=model_dir / "cloud.ply"), {}
     ) as stage:
         split.save(stage.dir / "split.json")
+        if prepared:
+            shutil.copytree(source, stage.dir / "scene")
         novel.to_json(stage.dir / "novel_cameras.json")
         for camera in novel:
             name = render_name(camera.names[0])
@@ -243,10 +247,11 @@ def test_a_run_that_is_not_finished_is_scored_as_far_as_it_goes(
 def test_generated_novel_cameras_have_pictures_but_no_scores(tmp_path, source, truth, names):
     split = Split("s2d", names, (), ())
     novel = Cameras.cat([make_camera(2), make_camera(5)]).renamed(["novel_000", "novel_001"])
-    run = write_run(tmp_path / "out", source, truth, split, novel=novel)
+    run = write_run(tmp_path / "out", source, truth, split, novel=novel, prepared=True)
     evaluate.main(Config(run, lpips=(), sheet=True))
     results, _ = read_results(run)
     assert results["novel"] == ["novel_000", "novel_001"]
+    assert results["scene"] == "row"  # not the name of the prepared copy
     assert all(
         stage["test"] is None and stage["novel"] is None for stage in results["stages"].values()
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -135,7 +135,9 @@ def open_run(cfg: Config) -> Run:
     stage0 = manifests["stage0"]
     prepared = stage0.dir / "scene"
     source = prepared if prepared.is_dir() else cfg.source or Path(stage0.config["source"])
+    original = Path(stage0.config["source"]).resolve()
     scene = load_scene(source)
+    scene = replace(scene, name=(original.parent if original.suffix == ".json" else original).name)
     split = Split.load(stage0.dir / "split.json")
     missing = [name for name in (*split.kept, *split.test) if name not in scene.names]
     if missing:
