@@ -27,6 +27,7 @@ from s2d.checks import check_shape
 SMALLEST_MSE = 1e-10
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+LPIPS_MIN_SIDE = 31  # pixels: AlexNet's second pooling needs them
 DOWNLOAD_TIMEOUT_S = 10.0
 
 
@@ -155,7 +156,7 @@ class Lpips:
         image: Tensor,  # [H, W, 3]
         target: Tensor,  # [H, W, 3]
     ) -> float:
-        """Measure the learned perceptual distance; 0 is identical, lower is better. Images in [0, 1], at least 32 px a side."""
+        """Measure the learned perceptual distance; 0 is identical, lower is better. Images in [0, 1], no side below LPIPS_MIN_SIDE."""
         dims = check_shape("image", image, ("H", "W", 3))
         check_shape("target", target, ("H", "W", 3), dims)
         key = hashlib.sha256(target.contiguous().numpy().tobytes()).hexdigest()

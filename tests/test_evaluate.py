@@ -293,6 +293,12 @@ def test_each_picture_is_scored_once_by_each_network(tmp_path, source, truth, na
     assert per_view["stage1"]["novel"] == per_view["stage1"]["test"]
 
 
+def test_pictures_too_small_for_lpips_are_scored_without_it():
+    image, photo = torch.zeros(20, 40, 3), torch.full((20, 40, 3), 0.1)
+    assert evaluate.score(image, photo, {"lpips_alex": None})["lpips_alex"] is None
+    assert evaluate.score(image, photo, {})["psnr"] == pytest.approx(20.0, abs=1e-4)
+
+
 def test_another_scene_is_refused(tmp_path, source, truth, names):
     run = write_run(tmp_path / "out", source, truth, make_split(names, keep_count=3))
     content = json.loads((source / "transforms.json").read_text())

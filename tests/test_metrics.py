@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from s2d.images import read_image
-from s2d.metrics import BACKBONES, Lpips, LpipsUnavailable, load_lpips, psnr, ssim
+from s2d.metrics import BACKBONES, LPIPS_MIN_SIDE, Lpips, LpipsUnavailable, load_lpips, psnr, ssim
 
 DATA = os.environ.get("S2D_DATA")
 WEIGHTS = os.environ.get("S2D_WEIGHTS")
@@ -206,6 +206,14 @@ def test_lpips_grows_with_the_distortion_and_forgets_old_truths():
     assert lpips(slight, other_target) == random_lpips()(
         slight, other_target
     )  # no stale truth features
+
+
+def test_the_smallest_picture_is_as_large_as_it_must_be():
+    lpips = random_lpips()
+    image, target = random_pair(LPIPS_MIN_SIDE, LPIPS_MIN_SIDE)
+    assert lpips(image, target) > 0
+    with pytest.raises(RuntimeError):  # torch's own: the evaluation does not ask for it
+        lpips(image[1:], target[1:])
 
 
 def test_missing_weights_are_one_clear_message(monkeypatch, tmp_path):

@@ -37,7 +37,7 @@ from s2d.guidance.points import load_points
 from s2d.guidance.render import render_cloud
 from s2d.images import read_image, write_image
 from s2d.log import logger, progress
-from s2d.metrics import Lpips, LpipsUnavailable, load_lpips, psnr, ssim
+from s2d.metrics import LPIPS_MIN_SIDE, Lpips, LpipsUnavailable, load_lpips, psnr, ssim
 from s2d.model_folder import render_name
 from s2d.rasterize import rasterize
 from s2d.report import (
@@ -290,8 +290,11 @@ def score_views(run: Run, networks: dict[str, Lpips]) -> dict[str, dict[str, dic
 
 
 def score(image: Tensor, truth: Tensor, networks: dict[str, Lpips]) -> Metrics:
-    values = {"psnr": psnr(image, truth), "ssim": ssim(image, truth)}
-    return values | {key: network(image, truth) for key, network in networks.items()}
+    large_enough = min(truth.shape[:2]) >= LPIPS_MIN_SIDE
+    values = {
+        key: network(image, truth) if large_enough else None for key, network in networks.items()
+    }
+    return {"psnr": psnr(image, truth), "ssim": ssim(image, truth)} | values
 
 
 def score_guidance(guidance: Tensor, truth: Tensor, mask: Tensor) -> Metrics:
