@@ -69,19 +69,19 @@ def test_model_reprojects(model):
         K = camera.calibration_matrix()
         cam_from_world = image.cam_from_world().matrix()
         observed = [p for p in image.points2D if p.has_point3D()]
-        assert len(observed) >= 150, image.name  # the poorest view has 345
+        assert len(observed) >= 150, image.name  # the poorest view has 370
         points = np.array([model.points3D[p.point3D_id].xyz for p in observed])
         pixels = (points @ cam_from_world[:, :3].T + cam_from_world[:, 3]) @ K.T
         xy = np.array([p.xy for p in observed])
         errors.append(np.linalg.norm(pixels[:, :2] / pixels[:, 2:] - xy, axis=1))
-    assert np.concatenate(errors).mean() < 1.0  # 0.48 measured
+    assert np.concatenate(errors).mean() < 1.0  # 0.456 measured
 
 
 def test_model_agrees_with_the_true_cameras(demo, model):
     """The cameras that rendered the photographs, up to a similarity transform."""
     errors = demo["make_demo"].camera_errors(model)
-    assert errors["rotation_degrees"].max() < 0.5  # 0.101 measured
-    assert errors["center_percent"].max() < 1.0  # 0.103 measured
+    assert errors["rotation_degrees"].max() < 0.5  # 0.122 measured
+    assert errors["center_percent"].max() < 1.0  # 0.107 measured
 
 
 def test_cameras_look_at_the_desk(demo):
@@ -162,7 +162,7 @@ def test_a_box_faces_outwards_and_a_ball_is_round(demo):
     np.testing.assert_allclose(np.linalg.norm(ball.vertices, axis=1), 0.5, rtol=1e-5)
     inner = np.abs(ball.vertices[:, 2]) < 0.49
     cosine = np.einsum("vi,vi->v", ball.normals, ball.vertices)[inner] / 0.5
-    assert cosine.min() > 0.99  # outwards; central differences on 32 rows: 0.9986 measured at worst
+    assert cosine.min() > 0.99  # outwards; 0.9999999 measured
 
 
 def test_a_similarity_is_found_again(demo):
