@@ -11,6 +11,7 @@ MAX_PIXELS = 1.5  # round trip through an agreeing view
 MAX_RELATIVE = 0.02  # difference of depth to an agreeing view
 MAX_COST = 0.9  # 1 - NCC plus the geometric term
 MIN_ANGLE = np.radians(0.5)  # between the rays of agreeing views: below, the depth is a guess
+MAX_COLOUR_ERROR = 0.12  # mean over the channels, once the exposures are matched
 SPECKLE_PIXELS = 40  # smaller islands are chance
 SPECKLE_STEP = 0.03  # relative change of depth that separates islands
 
@@ -27,13 +28,10 @@ def believable(views: Sequence[View], costs: Sequence[np.ndarray]) -> list[np.nd
     """
     result = []
     for index, (view, cost) in enumerate(zip(views, costs, strict=True)):
-        found = check_consistency(views, index, MAX_PIXELS, MAX_RELATIVE)
-        good = (
-            (found.agree >= 1)
-            & (found.through <= found.agree)
-            & (cost < MAX_COST)
-            & (found.angle > MIN_ANGLE)
-        )
+        exposure = check_consistency(views, index, MAX_PIXELS, MAX_RELATIVE).gains
+        found = check_consistency(views, index, MAX_PIXELS, MAX_RELATIVE, exposure)
+        good = (found.agree >= 1) & (found.through <= found.agree) & (found.angle > MIN_ANGLE)
+        good &= (cost < MAX_COST) & (found.colour_error < MAX_COLOUR_ERROR)
         good = without_speckles(view.depth, good)
         agreement = 1 - np.exp(-found.agree.astype(np.float32))
         result.append(

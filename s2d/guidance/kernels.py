@@ -65,8 +65,11 @@ class Consistency(NamedTuple):
 
     agree: np.ndarray  # uint8, number of views whose depth agrees
     through: np.ndarray  # uint8, number of views that see something behind the point
-    error: np.ndarray  # float32, mean round trip of those that agree, pixels
     angle: np.ndarray  # float32, largest triangulation angle to those that agree, radians
+    colour_error: (
+        np.ndarray
+    )  # float32, mean difference to the most alike colour of those that agree; 1 where none does
+    gains: np.ndarray  # [V, 3] float64, by how much this view is brighter than each of the others
 
 
 @functools.cache
@@ -95,8 +98,9 @@ def _library() -> ctypes.CDLL:
         _int,
         _double,
         _double,
+        _pointer,
         _int,
-        *[_pointer] * 4,
+        *[_pointer] * 5,
     ]
     library.s2d_fuse.argtypes = [views, count, _double, _double, _long, *[_pointer] * 6]
     library.s2d_splat.argtypes = [
@@ -159,23 +163,26 @@ def patchmatch(
 
 
 def check_consistency(
-    views: Sequence[View], index: int, max_pixels: float, max_relative: float
+    views: Sequence[View],
+    index: int,
+    max_pixels: float,
+    max_relative: float,
+    gains: np.ndarray | None = None,  # [V, 3]
 ) -> Consistency:
     """Compare the planes of one view with those of all others; see `Consistency`.
 
     Args:
-        views: With planes.
+        views: With planes and rgb.
         index: The view in question.
         max_pixels: Largest round trip of an agreeing view.
         max_relative: Largest relative difference of depth.
+        gains: What to multiply the colours of each view with, before they are compared; ones.
     """
-    shape = (views[index].height, views[index].width)
-    found = Consistency(
-        np.empty(shape, np.uint8),
-        np.empty(shape, np.uint8),
-        np.empty(shape, np.float32),
-        np.empty(shape, np.float32),
-    )
+    height, width = views[index].height, views[index].width
+    gains = np.ones((len(views), 3)) if gains is None else np.ascontiguousarray(gains, np.float64)
+    counts = [np.empty((height, width), np.uint8) for _ in range(2)]
+    values = [np.empty((height, width), np.float32) for _ in range(2)]
+    sums = np.empty((len(views), 2, 3))
     _check(
         _library().s2d_check_consistency(
             _structs(views),
@@ -183,11 +190,13 @@ def check_consistency(
             index,
             max_pixels,
             max_relative,
+            gains.ctypes.data,
             native_build.num_threads(),
-            *(array.ctypes.data for array in found),
+            *(array.ctypes.data for array in (*counts, *values, sums)),
         )
     )
-    return found
+    found = np.divide(sums[:, 0], sums[:, 1], out=np.ones_like(sums[:, 0]), where=sums[:, 1] > 0)
+    return Consistency(*counts, *values, found)
 
 
 def fuse(views: Sequence[View], max_pixels: float, max_relative: float) -> tuple[np.ndarray, ...]:

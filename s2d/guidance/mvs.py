@@ -16,7 +16,7 @@ import torch
 from s2d.guidance.cloud import DepthMap, Reconstruction, SurfaceCloud
 from s2d.guidance.depth_filter import MAX_PIXELS, MAX_RELATIVE, believable
 from s2d.guidance.kernels import View, fuse, patchmatch
-from s2d.guidance.matches import match_sparse
+from s2d.guidance.matches import SparsePoints, match_sparse
 from s2d.log import logger, progress
 from s2d.scene import Scene
 
@@ -24,6 +24,9 @@ WORKING_SIDE = 640  # longest side of the photos as matched, pixels: depth needs
 MAX_SOURCES = 6  # source photos per photo
 GEOMETRIC_WEIGHT = 0.15  # cost per pixel of round trip: at most 0.45, so that a good match can overrule the neighbours
 SMALLEST_SIDE = 48  # of a coarse level, pixels
+MIN_DENSE_POINTS = 2000  # fewer is a failure of dense matching: the sparse points join in
+SPARSE_PIXELS = 2.0  # size of a sparse point
+SPARSE_CONFIDENCE = 0.3
 
 
 class Run(NamedTuple):
@@ -40,7 +43,7 @@ SCHEDULE = (
     Run(0.25, GEOMETRIC_WEIGHT, 0, 2),
     Run(0.5, GEOMETRIC_WEIGHT, 2, 3),
     Run(0.5, GEOMETRIC_WEIGHT, 0, 2),
-    Run(1.0, GEOMETRIC_WEIGHT, 1, 2),
+    Run(1.0, GEOMETRIC_WEIGHT, 0, 1),
     Run(1.0, GEOMETRIC_WEIGHT, 0, 1),
 )
 
@@ -56,7 +59,8 @@ def reconstruct(kept: Scene, seed: int = 0) -> Reconstruction:
         ValueError: nothing could be reconstructed.
     """
     views = [_load_view(kept, row) for row in range(len(kept))]
-    sparse = match_sparse(views).points
+    matches = match_sparse(views)
+    sparse = matches.points
     logger.info("stage0: %d sparse points matched in %d photos", len(sparse), len(views))
     ranges = [inverse_depth_range(view, sparse, views) for view in views]
     sources = [choose_sources(views, row, sparse) for row in range(len(views))]
@@ -65,14 +69,39 @@ def reconstruct(kept: Scene, seed: int = 0) -> Reconstruction:
     for view, confidence in zip(views, confidences, strict=True):
         view.planes[confidence == 0] = 0
         view.confidence = confidence
-    cloud = SurfaceCloud(
-        *(torch.from_numpy(array) for array in fuse(views, MAX_PIXELS, MAX_RELATIVE))
-    )
+    arrays = (torch.from_numpy(array) for array in fuse(views, MAX_PIXELS, MAX_RELATIVE))
+    cloud = SurfaceCloud(*arrays)
+    if len(cloud) < MIN_DENSE_POINTS:
+        cloud = SurfaceCloud.cat([cloud, sparse_cloud(views, matches)])
+        if len(cloud) == 0:
+            raise ValueError(
+                f"{kept.name}: no two of the {len(kept)} kept photos show the same surface, so there is nothing to triangulate. Keep more "
+                "photos or photos that overlap (--keep-count, --keep-indices), or bring a cloud (--provider points)."
+            )
+        logger.warning(
+            "stage0: the kept photos hardly overlap: %d points, %d of them sparse. Keep more photos (--keep-count) for usable guidance.",
+            len(cloud),
+            len(sparse),
+        )
     depth_maps = {
         name: _at_size(view, size)
         for name, view, size in zip(kept.names, views, kept.cameras.sizes, strict=True)
     }
     return Reconstruction(cloud, depth_maps)
+
+
+def sparse_cloud(views: Sequence[View], matches: SparsePoints) -> SurfaceCloud:
+    """The sparse points as discs of SPARSE_PIXELS in the first view that saw them: what there is where dense matching fails."""
+    rgbs, sizes = np.zeros_like(matches.points), np.zeros(len(matches.points))
+    for row, view in enumerate(views):
+        chosen = matches.pairs[:, 0] == row
+        z, xy, _ = _project(view, matches.points[chosen])
+        column, line = np.clip(xy.astype(int), 0, [view.width - 1, view.height - 1]).T
+        rgbs[chosen] = view.rgb[line, column]
+        sizes[chosen] = SPARSE_PIXELS * z / view.K[0, 0]
+    confidence = torch.full((len(sizes),), SPARSE_CONFIDENCE)
+    arrays = (torch.from_numpy(array).float() for array in (matches.points, rgbs, sizes))
+    return SurfaceCloud.without_orientation(*arrays, confidence)
 
 
 def _load_view(scene: Scene, row: int) -> View:

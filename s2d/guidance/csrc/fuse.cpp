@@ -61,7 +61,6 @@ struct Meeting {
   Verdict verdict = Verdict::kUnknown;
   double u = 0, v = 0;     // where the point falls in the other view
   double depth = 0;        // the depth found there
-  double error = 0;        // round trip, pixels
 };
 
 Meeting meet(const View& from, double x, double y, const double* X, const DepthMap& other, const Tolerance& tolerance) {
@@ -72,13 +71,13 @@ Meeting meet(const View& from, double x, double y, const double* X, const DepthM
   if (!(m.depth > 0.0)) return m;
   double Y[3], u = 0, v = 0;
   other.view.unproject(m.u, m.v, m.depth, Y);
-  m.error = from.project(Y, &u, &v) > 0.0 ? std::hypot(u - x, v - y) : 1e9;
+  const double error = from.project(Y, &u, &v) > 0.0 ? std::hypot(u - x, v - y) : 1e9;  // of the round trip, pixels
   const double relative = (z - m.depth) / m.depth;
-  if (m.error < tolerance.pixels && std::fabs(relative) < tolerance.relative) {
+  if (error < tolerance.pixels && std::fabs(relative) < tolerance.relative) {
     m.verdict = Verdict::kAgrees;
   } else if (relative > 0.0) {
     m.verdict = Verdict::kHidden;
-  } else if (m.error > 2.0 * tolerance.pixels && relative < -2.0 * tolerance.relative) {
+  } else if (error > 2.0 * tolerance.pixels && relative < -2.0 * tolerance.relative) {
     m.verdict = Verdict::kSeenThrough;  // clearly in front of it, not a matter of tolerance
   }
   return m;
@@ -117,19 +116,23 @@ void surface_patch(const View& view, const float* plane, double px, double py, f
 
 }  // namespace
 
-// For each pixel of view `index`: how many views agree, how many look through it, the mean round-trip error (pixels) and the
-// largest triangulation angle (radians) over those that agree. All [H, W].
+// For each pixel of view `index`: how many views agree, how many look through it, the largest triangulation angle (radians) over
+// those that agree, and the smallest mean difference of colour to one of them, its colours multiplied by gains [V, 3]. All [H, W].
+// sums [V, 2, 3] receives the total colour of the pixels that agree with each view, here and there.
 S2D_EXPORT int s2d_check_consistency(const ViewData* views, int32_t num_views, int32_t index, double max_pixels, double max_relative,
-                                     int32_t num_threads, uint8_t* agree, uint8_t* through, float* error, float* angle) {
+                                     const double* gains, int32_t num_threads, uint8_t* agree, uint8_t* through, float* angle,
+                                     float* colour_error, double* sums) {
   return s2d::guarded([&] {
     const std::vector<DepthMap> maps(views, views + num_views);
     const DepthMap& map = maps[index];
+    // One row of sums per line of the picture: added up in order, they are the same bits at any number of threads.
+    std::vector<double> line_sums(static_cast<size_t>(map.view.height) * num_views * 6, 0.0);
     s2d::parallel_for(map.view.height, num_threads, [&](int64_t y) {
       for (int x = 0; x < map.view.width; ++x) {
         const size_t p = map.index(x, static_cast<int>(y));
         const double px = x + 0.5, py = static_cast<double>(y) + 0.5, z = map.depth(px, py);
         int num_agree = 0, num_through = 0;
-        double total = 0, widest = 0, X[3];
+        double widest = 0, closest = 1.0, X[3];
         if (z > 0.0) {
           map.view.unproject(px, py, z, X);
           for (int j = 0; j < num_views; ++j) {
@@ -138,16 +141,26 @@ S2D_EXPORT int s2d_check_consistency(const ViewData* views, int32_t num_views, i
             num_through += m.verdict == Verdict::kSeenThrough;
             if (m.verdict != Verdict::kAgrees) continue;
             ++num_agree;
-            total += m.error;
             widest = std::max(widest, angle_between(X, map.view, maps[j].view));
+            double c[3], difference = 0;
+            maps[j].colour(m.u, m.v, c);
+            double* sum = line_sums.data() + (static_cast<size_t>(y) * num_views + j) * 6;
+            for (int k = 0; k < 3; ++k) {
+              sum[k] += map.rgb[3 * p + k];
+              sum[3 + k] += c[k];
+              difference += std::fabs(map.rgb[3 * p + k] - gains[3 * j + k] * c[k]) / 3.0;
+            }
+            closest = std::min(closest, difference);
           }
         }
         agree[p] = static_cast<uint8_t>(std::min(num_agree, 255));
         through[p] = static_cast<uint8_t>(std::min(num_through, 255));
-        error[p] = static_cast<float>(num_agree ? total / num_agree : 0.0);
         angle[p] = static_cast<float>(widest);
+        colour_error[p] = static_cast<float>(closest);
       }
     });
+    std::fill(sums, sums + 6 * num_views, 0.0);
+    for (size_t k = 0; k < line_sums.size(); ++k) sums[k % (6 * num_views)] += line_sums[k];
   });
 }
 

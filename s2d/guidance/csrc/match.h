@@ -20,10 +20,10 @@ namespace s2d {
 
 constexpr float kWorstCost = 2.0f;            // 1 - NCC lies in [0, 2]
 constexpr int kLanes = 8;
-constexpr int kSamples = 40;                  // 6 x 6 on odd offsets -5 … 5 and four near the centre: five vectors
+constexpr int kSamples = 32;                  // 6 x 6 on odd offsets -5 … 5 without the corners: four vectors
 constexpr int kVectors = kSamples / kLanes;
 constexpr float kNoiseVariance = 1.5e-5f;     // (1 / 255)²: what is flat up to quantisation correlates with nothing
-constexpr float kColourSigma = 0.12f;         // grey levels that differ more belong to another surface, mostly
+constexpr float kColourSigma = 0.06f;         // grey levels that differ more belong to another surface, mostly
 constexpr float kSpatialSigma = 5.0f;         // pixels
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
@@ -60,8 +60,8 @@ struct PatchShape {
       weight[k++] = std::exp(-static_cast<float>(x * x + y * y) / (2.0f * kSpatialSigma * kSpatialSigma));
     };
     for (int y = -5; y <= 5; y += 2)
-      for (int x = -5; x <= 5; x += 2) add(x, y);
-    add(0, 0), add(2, 0), add(-2, 0), add(0, 2);
+      for (int x = -5; x <= 5; x += 2)
+        if (x * x + y * y < 50) add(x, y);
   }
 };
 
@@ -71,22 +71,29 @@ struct Patch {
   float variance;
 
   Patch(const PatchShape& shape, const float* grey, int width, int height, int x, int y) {
-    float value[kSamples], weights[kSamples];
+    float value[kSamples], inside[kSamples], weights[kSamples];
     const float middle = grey[static_cast<size_t>(y) * width + x];
     float total = 0, mean = 0;
     for (int k = 0; k < kSamples; ++k) {
-      const int u = std::min(std::max(x + static_cast<int>(shape.dx[k]), 0), width - 1);
-      const int v = std::min(std::max(y + static_cast<int>(shape.dy[k]), 0), height - 1);
-      value[k] = grey[static_cast<size_t>(v) * width + u];
-      const float difference = value[k] - middle;
-      weights[k] = shape.weight[k] * std::exp(-difference * difference * (0.5f / (kColourSigma * kColourSigma)));
+      const int u = x + static_cast<int>(shape.dx[k]), v = y + static_cast<int>(shape.dy[k]);
+      const int u_in = std::min(std::max(u, 0), width - 1), v_in = std::min(std::max(v, 0), height - 1);
+      value[k] = grey[static_cast<size_t>(v_in) * width + u_in];
+      inside[k] = u == u_in && v == v_in ? 1.0f : 0.0f;  // beyond the border there is nothing to compare
+    }
+    for (int k = 0; k < kSamples; ++k) {  // a bell without an exponential, so that it is done eight at a time
+      const float difference = (value[k] - middle) * (1.0f / kColourSigma);
+      const float fall = 1.0f / (1.0f + 0.25f * difference * difference);
+      weights[k] = inside[k] * shape.weight[k] * fall * fall;
+    }
+    for (int k = 0; k < kSamples; ++k) {
       total += weights[k];
       mean += weights[k] * value[k];
     }
     mean /= total;
+    const float scale = 1.0f / total;
     variance = 0;
     for (int k = 0; k < kSamples; ++k) {
-      weights[k] /= total;
+      weights[k] *= scale;
       const float difference = value[k] - mean;
       value[k] = weights[k] * difference;
       variance += value[k] * difference;
@@ -149,19 +156,22 @@ inline float match_cost(const PatchShape& shape, const Patch& patch, const Sourc
     along_y[r] = source.A[3 * r + 1] + source.b[r] * plane.gy;
   }
   if (!(q[2] > 1e-6f)) return kWorstCost;
-  const float u = q[0] / q[2], v = q[1] / q[2];
+  const float inverse = 1.0f / q[2], u = q[0] * inverse, v = q[1] * inverse;
   if (!(u > 0.0f && v > 0.0f && u < static_cast<float>(source.width) && v < static_cast<float>(source.height))) return kWorstCost;
+  // Within a patch the homography is taken as affine: over 5 pixels the rest is some hundredths of a pixel.
+  const float ux = (along_x[0] - u * along_x[2]) * inverse, uy = (along_y[0] - u * along_y[2]) * inverse;
+  const float vx = (along_x[1] - v * along_x[2]) * inverse, vy = (along_y[1] - v * along_y[2]) * inverse;
   const Floats zero = all(0.0f), max_u = all(static_cast<float>(source.width) - 1.001f), max_v = all(static_cast<float>(source.height) - 1.001f);
+  const Floats u0 = all(u - 0.5f), v0 = all(v - 0.5f);
   const Ints stride = (Ints){} + source.width;
   Floats mean = zero, square = zero, cross = zero;
   for (int k = 0; k < kVectors; ++k) {
     Floats dx, dy;
     std::memcpy(&dx, shape.dx + k * kLanes, sizeof(dx));
     std::memcpy(&dy, shape.dy + k * kLanes, sizeof(dy));
-    const Floats inverse = 1.0f / higher(q[2] + along_x[2] * dx + along_y[2] * dy, all(1e-6f));
-    // Samples beyond the border repeat it, as those of the reference do.
-    const Floats su = lower(higher((q[0] + along_x[0] * dx + along_y[0] * dy) * inverse - 0.5f, zero), max_u);
-    const Floats sv = lower(higher((q[1] + along_x[1] * dx + along_y[1] * dy) * inverse - 0.5f, zero), max_v);
+    // Samples beyond the source's border repeat it.
+    const Floats su = lower(higher(u0 + ux * dx + uy * dy, zero), max_u);
+    const Floats sv = lower(higher(v0 + vx * dx + vy * dy, zero), max_v);
     const Ints iu = __builtin_convertvector(su, Ints), iv = __builtin_convertvector(sv, Ints);
     const Floats fu = su - __builtin_convertvector(iu, Floats), fv = sv - __builtin_convertvector(iv, Floats);
     const Ints taps = gather(source.quads, iv * stride + iu);

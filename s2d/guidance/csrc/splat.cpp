@@ -21,7 +21,7 @@ using s2d::View;
 
 constexpr int kBand = 16;             // rows per task
 constexpr double kSpread = 0.5;       // sigma of a patch in steps of its photo's pixels: neighbours add up to a flat surface
-constexpr double kScreenBlur = 0.3;   // sigma added on screen, pixels: no patch falls between pixel centres
+constexpr double kScreenBlur = 0.2;   // sigma added on screen, pixels: no patch falls between pixel centres
 constexpr float kReach = 2.0f;        // sigmas within which a patch colours
 constexpr float kHideReach = 3.0f;    // sigmas within which it hides
 constexpr double kMaxRadius = 24.0;   // pixels: a patch seen from very near does not smear over the picture
@@ -105,17 +105,53 @@ struct Band {
         const float distance2 = s.a * dx * dx + 2.0f * s.b * dx * dy + s.c * dy * dy;
         if (distance2 > kHideReach * kHideReach) continue;
         const float slope = std::min(std::max(s.zu * dx + s.zv * dy, -3.0f * s.thickness), 3.0f * s.thickness);
-        visit(static_cast<size_t>(y - first) * width + x, distance2, s.z + slope);
+        visit(static_cast<size_t>(y) * width + x, distance2, s.z + slope);
       }
     }
   }
 };
 
-// A hole with surface on most sides and no edge of depth around it is a gap between points.
-void close_holes(int width, int height, float* image, uint8_t* coverage, float* depth) {
+struct Picture {
+  int width, height;
+  float* image;
+  uint8_t* coverage;
+  float* depth;
+};
+
+// Fills the pixels of a band that are not covered yet with the mean of the patches near the front.
+void blend(const std::vector<Splat>& splats, const std::vector<int64_t>& members, const Band& band, const std::vector<float>& front,
+           const std::vector<float>& hidden_from, float tolerance, const float* rgbs, const Picture& picture) {
+  const size_t begin = static_cast<size_t>(band.first) * band.width, end = static_cast<size_t>(band.stop) * band.width;
+  std::vector<float> sums(5 * (end - begin), 0.0f);
+  for (int64_t i : members) {
+    const Splat& s = splats[i];
+    band.for_each_pixel(s, [&](size_t p, float distance2, float z) {
+      if (picture.coverage[p] || distance2 > kReach * kReach || z > hidden_from[p] * (1.0f + tolerance) + s.thickness) return;
+      const float behind = std::max(z - front[p], 0.0f) / (tolerance * front[p] + s.thickness);
+      const float w = s.weight * std::exp(-0.5f * distance2 - behind * behind);
+      float* sum = sums.data() + 5 * (p - begin);
+      for (int k = 0; k < 3; ++k) sum[k] += w * rgbs[3 * i + k];
+      sum[3] += w;
+      sum[4] += w * z;
+    });
+  }
+  for (size_t p = begin; p < end; ++p) {
+    if (picture.coverage[p]) continue;
+    const float* sum = sums.data() + 5 * (p - begin);
+    const bool hit = sum[3] > 0.0f;
+    picture.coverage[p] = hit;
+    picture.depth[p] = hit ? sum[4] / sum[3] : 0.0f;
+    for (int k = 0; k < 3; ++k) picture.image[3 * p + k] = hit ? sum[k] / sum[3] : 0.0f;
+  }
+}
+
+// A hole with surface on most sides and no edge of depth around it is a gap between the points of that surface.
+void close_gaps(Picture* picture) {
   constexpr int kMinNeighbours = 5;
   constexpr float kMaxDepthRatio = 1.05f;
-  const std::vector<uint8_t> before(coverage, coverage + static_cast<size_t>(width) * height);
+  const int width = picture->width, height = picture->height;
+  float *image = picture->image, *depth = picture->depth;
+  const std::vector<uint8_t> before(picture->coverage, picture->coverage + static_cast<size_t>(width) * height);
   for (int y = 1; y + 1 < height; ++y) {
     for (int x = 1; x + 1 < width; ++x) {
       const size_t p = static_cast<size_t>(y) * width + x;
@@ -134,7 +170,7 @@ void close_holes(int width, int height, float* image, uint8_t* coverage, float* 
         }
       }
       if (count < kMinNeighbours || farthest > kMaxDepthRatio * nearest) continue;
-      coverage[p] = 1;
+      picture->coverage[p] = 1;
       for (int k = 0; k < 3; ++k) image[3 * p + k] = sum[k] / static_cast<float>(count);
       depth[p] = sum[3] / static_cast<float>(count);
     }
@@ -168,38 +204,32 @@ S2D_EXPORT int s2d_splat(const s2d::ViewData* camera, int64_t num_points, const 
       for (int k = low; k <= high; ++k) members[k].push_back(i);
     }
 
-    s2d::parallel_for(num_bands, num_threads, [&](int64_t task) {
+    const float infinity = std::numeric_limits<float>::infinity();
+    const size_t num_pixels = static_cast<size_t>(view.width) * view.height;
+    std::vector<float> front(num_pixels, infinity), hidden_from(num_pixels, infinity);
+    auto band_of = [&](int64_t task) {
       const int first = static_cast<int>(task) * kBand;
-      const Band band{first, std::min(view.height, first + kBand), view.width};
-      const size_t num_pixels = static_cast<size_t>(band.stop - band.first) * view.width;
-      const float infinity = std::numeric_limits<float>::infinity();
-      std::vector<float> hidden_from(num_pixels, infinity), front(num_pixels, infinity), sums(5 * num_pixels, 0.0f);
+      return Band{first, std::min(view.height, first + kBand), view.width};
+    };
+    s2d::parallel_for(num_bands, num_threads, [&](int64_t task) {
       for (int64_t i : members[task]) {
         const Splat& s = splats[i];
-        band.for_each_pixel(s, [&](size_t p, float distance2, float z) {
+        band_of(task).for_each_pixel(s, [&](size_t p, float distance2, float z) {
           hidden_from[p] = std::min(hidden_from[p], z + s.thickness);
           if (distance2 <= kReach * kReach) front[p] = std::min(front[p], z);
         });
       }
-      for (int64_t i : members[task]) {
-        const Splat& s = splats[i];
-        band.for_each_pixel(s, [&](size_t p, float distance2, float z) {
-          if (distance2 > kReach * kReach || z > hidden_from[p] * (1.0f + tolerance) + s.thickness) return;
-          const float behind = std::max(z - front[p], 0.0f) / (tolerance * front[p] + s.thickness);
-          const float w = s.weight * std::exp(-0.5f * distance2 - behind * behind);
-          for (int k = 0; k < 3; ++k) sums[5 * p + k] += w * rgbs[3 * i + k];
-          sums[5 * p + 3] += w;
-          sums[5 * p + 4] += w * z;
-        });
-      }
-      for (size_t p = 0; p < num_pixels; ++p) {
-        const size_t q = static_cast<size_t>(first) * view.width + p;
-        const float weight = sums[5 * p + 3];
-        coverage[q] = weight > 0.0f;
-        depth[q] = weight > 0.0f ? sums[5 * p + 4] / weight : 0.0f;
-        for (int k = 0; k < 3; ++k) image[3 * q + k] = weight > 0.0f ? sums[5 * p + k] / weight : 0.0f;
-      }
     });
-    close_holes(view.width, view.height, image, coverage, depth);
+    Picture picture{view.width, view.height, image, coverage, depth};
+    std::fill(coverage, coverage + num_pixels, static_cast<uint8_t>(0));
+    s2d::parallel_for(num_bands, num_threads, [&](int64_t task) {
+      blend(splats, members[task], band_of(task), front, hidden_from, tolerance, rgbs, picture);
+    });
+    close_gaps(&picture);
+    // What is left is beside a silhouette, not inside a surface: there the larger hiding patches hid too much.
+    std::fill(hidden_from.begin(), hidden_from.end(), infinity);
+    s2d::parallel_for(num_bands, num_threads, [&](int64_t task) {
+      blend(splats, members[task], band_of(task), front, hidden_from, tolerance, rgbs, picture);
+    });
   });
 }
