@@ -36,11 +36,14 @@ struct BatchSums {
   alignas(64) float sums[16][LANES];
 };
 
+constexpr int SLOTS_AHEAD = 24;  // the slots were last written by other tiles, maybe on another core
+
 // Sum the slots of Gaussian g into column l.
 S2D_INLINE void sum_slots(const Frame& frame, int64_t g, int l, BatchSums& out) {
   alignas(64) float total[16] = {};
   const Slot* slot = frame.slots.data() + frame.slot_begin[g];
   for (uint32_t k = 0; k < frame.slot_count[g]; ++k) {
+    __builtin_prefetch(&slot[k + SLOTS_AHEAD]);
     for (int i = 0; i < 16; ++i) total[i] += slot[k].sums[i];
   }
   for (int i = 0; i < NUM_SUMS; ++i) out.sums[i][l] = total[i];

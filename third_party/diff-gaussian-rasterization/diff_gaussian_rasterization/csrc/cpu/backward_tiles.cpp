@@ -16,75 +16,85 @@
 namespace s2d {
 namespace {
 
-struct PixelState {
-  F T[TILE_BLOCKS], S[TILE_BLOCKS];
-  F r[TILE_BLOCKS], g[TILE_BLOCKS], b[TILE_BLOCKS];  // cotangents of the colour
-  F aux[TILE_BLOCKS], depth[TILE_BLOCKS];            // c . v has the term (aux of the instance - depth) * aux
-  I stop[TILE_BLOCKS];
-  int32_t block_stop[TILE_BLOCKS];  // the largest stop of a block
+// One block of pixels. A block's vectors lie side by side: arrays of each kind would be 4 KB apart from one another, and a load that
+// agrees with an earlier store in its low 12 address bits waits for it.
+struct BlockPixels {
+  F T, S;
+  F r, g, b;     // cotangents of the colour
+  F aux, depth;  // c . v has the term (aux of the instance - depth) * aux
+  I stop;
 };
 
 template <bool DEPTH>
 void load_pixels(const Frame& frame, const CotangentArgs& cotangents, const TilePosition& tile, const TileState& saved,
-                 PixelState& state) {
+                 BlockPixels* blocks) {
   alignas(64) float r[TILE_BLOCKS * LANES] = {}, g[TILE_BLOCKS * LANES] = {}, b[TILE_BLOCKS * LANES] = {};
   alignas(64) float alpha[TILE_BLOCKS * LANES] = {}, depth[TILE_BLOCKS * LANES] = {};
-  for_each_pixel(frame.camera, tile, [&](int64_t pixel, int i) {
-    if (cotangents.rgb) {
-      r[i] = cotangents.rgb[3 * pixel];
-      g[i] = cotangents.rgb[3 * pixel + 1];
-      b[i] = cotangents.rgb[3 * pixel + 2];
+  for_each_run(frame.camera, tile, [&](int64_t pixel, int i, int length) {
+    const auto copy = [&](int count) {
+      for (int k = 0; cotangents.rgb && k < count; ++k) {
+        r[i + k] = cotangents.rgb[3 * (pixel + k)];
+        g[i + k] = cotangents.rgb[3 * (pixel + k) + 1];
+        b[i + k] = cotangents.rgb[3 * (pixel + k) + 2];
+      }
+      if (cotangents.alpha) std::memcpy(alpha + i, cotangents.alpha + pixel, count * sizeof(float));
+      if (DEPTH) std::memcpy(depth + i, cotangents.depth + pixel, count * sizeof(float));
+    };
+    if (length == BLOCK_W) {
+      copy(BLOCK_W);
+    } else {
+      copy(length);
     }
-    if (cotangents.alpha) alpha[i] = cotangents.alpha[pixel];
-    if (DEPTH) depth[i] = cotangents.depth[pixel];
   });
   const CameraArgs& args = frame.camera_args;
   for (int k = 0; k < TILE_BLOCKS; ++k) {
+    BlockPixels& block = blocks[k];
     const F T = load(saved.T + k * LANES);
-    state.T[k] = T;
-    state.r[k] = load(r + k * LANES), state.g[k] = load(g + k * LANES), state.b[k] = load(b + k * LANES);
-    const F by_T = fma(state.r[k], F(args.background[0]),
-                       fma(state.g[k], F(args.background[1]), state.b[k] * F(args.background[2]))) - load(alpha + k * LANES);
-    state.S[k] = T * by_T;
+    block.T = T;
+    block.r = load(r + k * LANES), block.g = load(g + k * LANES), block.b = load(b + k * LANES);
+    const F by_T = fma(block.r, F(args.background[0]),
+                       fma(block.g, F(args.background[1]), block.b * F(args.background[2]))) - load(alpha + k * LANES);
+    block.S = T * by_T;
     if (DEPTH) {
       const F covered = load(saved.covered + k * LANES), v = load(depth + k * LANES);
       if (args.inverse_depth) {
-        state.aux[k] = v;
-        state.depth[k] = F(0.0f);
+        block.aux = v;
+        block.depth = F(0.0f);
       } else {
-        state.aux[k] = select(covered > F(0.0f), v / covered, F(0.0f));
-        state.depth[k] = load(saved.depth + k * LANES);
+        block.aux = select(covered > F(0.0f), v / covered, F(0.0f));
+        block.depth = load(saved.depth + k * LANES);
       }
     }
-    state.stop[k] = load(saved.stop + k * LANES);
-    state.block_stop[k] = *std::max_element(saved.stop + k * LANES, saved.stop + (k + 1) * LANES);
+    block.stop = load(saved.stop + k * LANES);
   }
 }
 
 template <bool DEPTH>
-S2D_INLINE void backward_instance(const Splat& s, int32_t index, uint32_t mask, const PixelCenters& centers, PixelState& state,
-                                  float* sums) {
-  const F sx(s.x), sy(s.y), s1(s.s1), s2(s.s2), s3(s.s3), L(s.log2_opacity), r(s.rgb[0]), g(s.rgb[1]), b(s.rgb[2]), z(s.aux);
+S2D_INLINE void backward_instance(const Splat& s, const TilePosition& tile, const PixelCenters& centers, int32_t index, uint32_t mask,
+                                  BlockPixels* blocks, float* sums) {
+  const TileEllipse ellipse(s, tile);
+  const F s1(s.s1), s2(s.s2), s3(s.s3), u0(ellipse.u0), v0(ellipse.v0), L(s.log2_opacity);
+  const F red(s.rgb[0]), green(s.rgb[1]), blue(s.rgb[2]), aux(s.aux);
   const I here = splat(index);
   F total[NUM_SUMS];
   for (F& value : total) value = F(0.0f);
   for (; mask; mask &= mask - 1) {
     const int k = __builtin_ctz(mask);
-    const F dx = centers.x[k % 4] - sx, dy = centers.y[k / 4] - sy;
-    const F u = fma(s1, dx, s2 * dy), v = s3 * dy;
+    BlockPixels& block = blocks[k];
+    const F y = centers.y[k / 4];
+    const F u = fma(s1, centers.x[k % 4], fma(s2, y, u0)), v = fma(s3, y, v0);
     const F power = fnma(v, v, fnma(u, u, L));
-    const Mask counts = (power >= F(LOG2_ALPHA_MIN)) & (here < state.stop[k]);
-    if (!any(counts)) continue;
-    const F raw = zero_unless(counts, exp2_fast(power));
+    const Mask counts = (power >= F(LOG2_ALPHA_MIN)) & (here < block.stop);
+    const F raw = exp2_where(counts, power);
     const F alpha = min_of(raw, F(ALPHA_MAX));
     const F inverse = reciprocal(F(1.0f) - alpha);
-    const F T = state.T[k] * inverse;  // in front of this instance
+    const F T = block.T * inverse;  // in front of this instance
     const F w = alpha * T;
-    F cv = fma(b, state.b[k], fma(g, state.g[k], r * state.r[k]));
-    if (DEPTH) cv = fma(z - state.depth[k], state.aux[k], cv);
-    const F d_alpha = fnma(state.S[k], inverse, T * cv);
-    state.S[k] = fma(w, cv, state.S[k]);
-    state.T[k] = T;
+    F cv = fma(blue, block.b, fma(green, block.g, red * block.r));
+    if (DEPTH) cv = fma(aux - block.depth, block.aux, cv);
+    const F d_alpha = fnma(block.S, inverse, T * cv);
+    block.S = fma(w, cv, block.S);
+    block.T = T;
     const F G = zero_unless(raw <= F(ALPHA_MAX), raw * d_alpha);
     const F Gu = G * u, Gv = G * v;
     total[SUM_G] = total[SUM_G] + G;
@@ -93,10 +103,10 @@ S2D_INLINE void backward_instance(const Splat& s, int32_t index, uint32_t mask, 
     total[SUM_GUU] = fma(Gu, u, total[SUM_GUU]);
     total[SUM_GUV] = fma(Gu, v, total[SUM_GUV]);
     total[SUM_GVV] = fma(Gv, v, total[SUM_GVV]);
-    total[SUM_R] = fma(w, state.r[k], total[SUM_R]);
-    total[SUM_GREEN] = fma(w, state.g[k], total[SUM_GREEN]);
-    total[SUM_B] = fma(w, state.b[k], total[SUM_B]);
-    if (DEPTH) total[SUM_AUX] = fma(w, state.aux[k], total[SUM_AUX]);
+    total[SUM_R] = fma(w, block.r, total[SUM_R]);
+    total[SUM_GREEN] = fma(w, block.g, total[SUM_GREEN]);
+    total[SUM_B] = fma(w, block.b, total[SUM_B]);
+    if (DEPTH) total[SUM_AUX] = fma(w, block.aux, total[SUM_AUX]);
   }
   transposed_sum<NUM_SUMS>(total, sums);
 }
@@ -106,30 +116,35 @@ void backward_tile(const Frame& frame, const CotangentArgs& cotangents, int64_t 
   const uint32_t begin = frame.tile_begin[index], count = frame.tile_begin[index + 1] - begin;
   if (!count) return;
   const TilePosition tile(frame, index);
-  const PixelCenters centers(tile);
-  PixelState state;
-  load_pixels<DEPTH>(frame, cotangents, tile, frame.tile_states[index], state);
+  const PixelCenters centers;
+  const TileState& saved = frame.tile_states[index];
+  BlockPixels pixels[TILE_BLOCKS];
+  load_pixels<DEPTH>(frame, cotangents, tile, saved, pixels);
 
   // Blocks wake up, back to front, at the instance before the one that finished their last pixel.
   std::pair<int32_t, uint32_t> wake[TILE_BLOCKS];
-  for (int b = 0; b < TILE_BLOCKS; ++b) wake[b] = {state.block_stop[b], 1u << b};
+  for (int b = 0; b < TILE_BLOCKS; ++b) {
+    wake[b] = {*std::max_element(saved.stop + b * LANES, saved.stop + (b + 1) * LANES), 1u << b};
+  }
   std::sort(wake, wake + TILE_BLOCKS, [](const auto& a, const auto& b) { return a > b; });
   int awake = 0;
   uint32_t blocks = 0;
 
+  constexpr int AHEAD = 4;  // instances whose Splats are on their way from memory
   const Instance* instances = frame.instances.data() + begin;
+  const Splat* splats = frame.splats.data();
   Slot* slots = frame.slots.data();
   for (int32_t i = static_cast<int32_t>(count) - 1; i >= 0; --i) {
     while (awake < TILE_BLOCKS && wake[awake].first > i) blocks |= wake[awake++].second;
     const Instance& instance = instances[i];
-    if (i >= 4) __builtin_prefetch(&frame.splats[instances[i - 4].gaussian]);
+    if (i >= AHEAD) __builtin_prefetch(&splats[instances[i - AHEAD].gaussian]);
     float* sums = slots[instance.slot].sums;
     const uint32_t mask = instance.mask & blocks;
     if (!mask) {
       std::fill(sums, sums + NUM_SUMS, 0.0f);
       continue;
     }
-    backward_instance<DEPTH>(frame.splats[instance.gaussian], i, mask, centers, state, sums);
+    backward_instance<DEPTH>(splats[instance.gaussian], tile, centers, i, mask, pixels, sums);
   }
 }
 

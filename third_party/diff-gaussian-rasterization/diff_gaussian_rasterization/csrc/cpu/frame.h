@@ -16,6 +16,10 @@
 #include <new>
 #include <utility>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "projection.h"
 #include "simd.h"
 
@@ -25,6 +29,8 @@ constexpr int BLOCK_W = LANES == 4 ? 2 : 4;
 constexpr int BLOCK_H = LANES / BLOCK_W;
 constexpr int TILE_BLOCKS = 16;
 constexpr int TILE_W = 4 * BLOCK_W, TILE_H = 4 * BLOCK_H;
+
+constexpr size_t HUGE_PAGE = size_t{1} << 21;
 
 // Growable, uninitialised, aligned memory.
 template <class T>
@@ -38,9 +44,14 @@ class Buffer {
   T* reserve(size_t count) {
     if (count > capacity_) {
       const size_t wanted = count + count / 4;  // room for a scene that grows
-      const size_t bytes = (wanted * sizeof(T) + 63) / 64 * 64;
-      void* fresh = std::aligned_alloc(64, bytes);
+      // Large buffers are read in random order: huge pages, where the system has them, save address translations.
+      const size_t alignment = wanted * sizeof(T) < HUGE_PAGE ? 64 : HUGE_PAGE;
+      const size_t bytes = (wanted * sizeof(T) + alignment - 1) / alignment * alignment;
+      void* fresh = std::aligned_alloc(alignment, bytes);
       if (!fresh) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+      if (alignment == HUGE_PAGE) madvise(fresh, bytes, MADV_HUGEPAGE);
+#endif
       std::free(data_);
       data_ = static_cast<T*>(fresh);
       capacity_ = wanted;

@@ -184,8 +184,18 @@ S2D_INLINE Mask is_finite(F a) { return abs_of(a) < F(__builtin_inff()); }
 // Adding 1.5 * 2^23 rounds to the nearest integer, which then sits in the low mantissa bits.
 constexpr float ROUND_MAGIC = 12582912.0f;
 
-// 2^x for -126 < x < 128, relative error 2e-7 (minimax polynomial of degree 5 on [-1/2, 1/2]); other x give garbage, not traps.
-S2D_INLINE F exp2_fast(F x) {
+// 2^x where the mask is set, else 0; x in (-126, 128), or anything where the mask is not. Relative error 2e-7: a minimax polynomial of
+// degree 5 for 2^f, f = x - floor(x) (AVX-512 has instructions for both ends) or f = x - round(x).
+S2D_INLINE F exp2_where(Mask m, F x) {
+#ifdef S2D_AVX512
+  const F f = (NativeF)_mm512_reduce_ps((__m512)x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  F p = fma(f, F(1.867130072e-3f), F(9.017030316e-3f));
+  p = fma(p, f, F(5.579991311e-2f));
+  p = fma(p, f, F(2.401644502e-1f));
+  p = fma(p, f, F(6.931513118e-1f));
+  p = fma(p, f, F(1.0f));
+  return (NativeF)_mm512_maskz_scalef_ps(m.m, (__m512)p.v, (__m512)x.v);
+#else
   const F shifted = x + F(ROUND_MAGIC);
   const F f = x - (shifted - F(ROUND_MAGIC));
   F p = fma(f, F(1.327647198e-3f), F(9.675541334e-3f));
@@ -193,7 +203,8 @@ S2D_INLINE F exp2_fast(F x) {
   p = fma(p, f, F(2.402211972e-1f));
   p = fma(p, f, F(6.931469671e-1f));
   p = fma(p, f, F(1.000000072f));
-  return (NativeF)((NativeI)p.v + ((NativeI)shifted.v << 23));
+  return zero_unless(m, (NativeF)((NativeI)p.v + ((NativeI)shifted.v << 23)));
+#endif
 }
 
 // e^x, relative error 1e-7; 0 below the normal range, infinity above, NaN for NaN.

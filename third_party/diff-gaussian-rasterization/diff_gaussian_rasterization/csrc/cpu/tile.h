@@ -6,7 +6,7 @@
 namespace s2d {
 
 struct TilePosition {
-  int left, top;
+  int left, top;    // pixels
   uint32_t blocks;  // that hold a pixel of the image
 
   TilePosition(const Frame& frame, int64_t tile) {
@@ -20,28 +20,44 @@ struct TilePosition {
   }
 };
 
-// Pixel centres of the four columns and four rows of blocks of a tile.
+// Pixel centres of the four columns and four rows of blocks, from the tile's corner.
 struct PixelCenters {
   F x[4], y[4];
 
-  explicit PixelCenters(const TilePosition& tile) {
+  PixelCenters() {
     for (int k = 0; k < 4; ++k) {
       for (int l = 0; l < LANES; ++l) {
-        x[k].v[l] = static_cast<float>(tile.left + k * BLOCK_W + l % BLOCK_W) + 0.5f;
-        y[k].v[l] = static_cast<float>(tile.top + k * BLOCK_H + l / BLOCK_W) + 0.5f;
+        x[k].v[l] = static_cast<float>(k * BLOCK_W + l % BLOCK_W) + 0.5f;
+        y[k].v[l] = static_cast<float>(k * BLOCK_H + l / BLOCK_W) + 0.5f;
       }
     }
   }
 };
 
-// Visit (pixel index in the image, index in block order) of every pixel of a tile that is in the image.
+// The whitened coordinates as affine functions of the position in a tile: u = s1 x + s2 y + u0, v = s3 y + v0. From the tile's corner,
+// not from that of the image: the terms stay small, so nothing is lost when they cancel.
+struct TileEllipse {
+  float u0, v0;
+
+  TileEllipse() = default;
+  TileEllipse(const Splat& s, const TilePosition& tile) {
+    const float x = static_cast<float>(tile.left) - s.x, y = static_cast<float>(tile.top) - s.y;
+    u0 = s.s1 * x + s.s2 * y;
+    v0 = s.s3 * y;
+  }
+};
+
+// Visit the pixels of a tile that are in the image, in runs along a row: fn(index of the first pixel in the image, its index in block
+// order, length). Most runs are BLOCK_W long, which the caller can unroll.
 template <class Fn>
-S2D_INLINE void for_each_pixel(const Camera& camera, const TilePosition& tile, const Fn& fn) {
+S2D_INLINE void for_each_run(const Camera& camera, const TilePosition& tile, const Fn& fn) {
   for (int b = 0; b < TILE_BLOCKS; ++b) {
-    if (!(tile.blocks >> b & 1)) continue;
-    for (int l = 0; l < LANES; ++l) {
-      const int x = tile.left + b % 4 * BLOCK_W + l % BLOCK_W, y = tile.top + b / 4 * BLOCK_H + l / BLOCK_W;
-      if (x < camera.width && y < camera.height) fn(static_cast<int64_t>(y) * camera.width + x, b * LANES + l);
+    const int left = tile.left + b % 4 * BLOCK_W, top = tile.top + b / 4 * BLOCK_H;
+    const int columns = camera.width - left < BLOCK_W ? camera.width - left : BLOCK_W;
+    const int rows = camera.height - top < BLOCK_H ? camera.height - top : BLOCK_H;
+    if (columns <= 0) continue;
+    for (int row = 0; row < rows; ++row) {
+      fn(static_cast<int64_t>(top + row) * camera.width + left, b * LANES + row * BLOCK_W, columns);
     }
   }
 }
