@@ -234,11 +234,6 @@ def test_photos_that_are_not_kept_change_nothing(finished, tiny_scene, tmp_path)
     assert (out / "stage0/points.ply").read_bytes() == (finished / "stage0/points.ply").read_bytes()
 
 
-def test_seed_changes_the_result(finished, tiny_scene, copied):
-    run("stage1", tiny_scene, copied, "--overwrite", "--seed", "1")
-    assert results(copied, ["stage1"]) != results(finished, ["stage1"])
-
-
 def test_other_settings_are_an_error_that_names_them(copied, tiny_scene):
     with pytest.raises(ValueError, match=r"ssim_weight: 0\.2, now 0\.5.*--overwrite"):
         run("stage1", tiny_scene, copied, "--ssim_weight", "0.5")
