@@ -140,7 +140,7 @@ def test_compile_error_shows_the_compiler_and_a_way_out(source):
 
 
 def test_missing_source_is_named(source):
-    with pytest.raises(FileNotFoundError, match="gone.cpp"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.cpp"):
         native_build.load("kernel", [source.parent / "gone.cpp"])
 
 

@@ -88,7 +88,7 @@ def load(
 
 def set_num_threads(count: int | None) -> None:
     """Fix the number of threads that kernels use in this process; None goes back to the environment's choice."""
-    global _num_threads
+    global _num_threads  # noqa: PLW0603 - one setting for the whole process is what this is
     if count is not None and count < 1:
         raise ValueError(f"set_num_threads: expected a count >= 1 or None, got {count}.")
     _num_threads = count
