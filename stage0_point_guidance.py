@@ -1,7 +1,8 @@
 """Stage 0: a coloured point cloud from the kept photos, and its pictures at every novel camera: point guidance and coverage.
 
 Reads   SCENE (-s) a COLMAP scene (images/, sparse/0) or a transforms.json; of the photos, the kept ones alone
-Writes  OUT/stage0/ split.json, novel_cameras.json, points.ply, scene.glb, scene/ (where SCENE had to be undistorted, resized or turned)
+Writes  OUT/stage0/ split.json, novel_cameras.json, points.ply, surface.npz (the points with their patches of surface), scene.glb,
+        scene/ (where SCENE had to be undistorted, resized or turned)
         guidance/<name>.png, coverage/<name>.png for every novel camera; depth/<name>.npz (depth, confidence) for every kept view
 
 Example
@@ -171,6 +172,7 @@ def write_outputs(
     write_points_ply(
         stage.dir / "points.ply", found.cloud.points, found.cloud.rgbs, found.cloud.confidence
     )
+    found.cloud.save(stage.dir / "surface.npz")
     write_scene_glb(stage.dir / "scene.glb", found.cloud, kept.cameras, novel)
     for name, depth_map in found.depth_maps.items():
         write_depth(stage.dir / "depth" / Path(name).with_suffix(".npz"), depth_map)

@@ -139,7 +139,9 @@ def test_what_cannot_be_used_is_refused(tmp_path, kept, surface):
     with pytest.raises(ValueError, match="has no points"):
         load_points(write_las(tmp_path / "empty.las", points[:0], colours[:0]), kept)
     with pytest.raises(ValueError, match="Align it with the scene"):
-        load_points(write_las(tmp_path / "elsewhere.las", points - np.array([0, 0, 20]), colours), kept)
+        load_points(
+            write_las(tmp_path / "elsewhere.las", points - np.array([0, 0, 20]), colours), kept
+        )
     truncated = tmp_path / "truncated.las"
     truncated.write_bytes(write_las(tmp_path / "whole.las", points, colours).read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"truncated\.las"):

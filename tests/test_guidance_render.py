@@ -171,6 +171,22 @@ def test_a_cloud_that_is_not_finite_is_refused():
         SurfaceCloud.without_orientation(points, torch.ones(1, 3), torch.ones(1))
 
 
+def test_a_saved_cloud_draws_the_same_picture(photographed, tmp_path):
+    cloud, _, _ = photographed
+    loaded = SurfaceCloud.load(cloud.save(tmp_path / "surface.npz"))
+    assert torch.equal(loaded.points, cloud.points) and torch.equal(loaded.steps, cloud.steps)
+    assert torch.allclose(loaded.normals, cloud.normals, atol=1e-4)
+    cam = camera(viewmat((0.2, 0.0, 0.1)))
+    before, after = render_cloud(cloud, cam), render_cloud(loaded, cam)
+    assert torch.equal(before.coverage, after.coverage)
+    assert float((before.rgb - after.rgb).abs().max()) < 1 / 255  # colours are stored in 8 bits
+    with pytest.raises(FileNotFoundError, match="--overwrite"):
+        SurfaceCloud.load(tmp_path / "none.npz")
+    (tmp_path / "broken.npz").write_bytes(b"PK broken")
+    with pytest.raises(ValueError, match="not a surface cloud"):
+        SurfaceCloud.load(tmp_path / "broken.npz")
+
+
 def test_scene_glb_holds_points_and_cameras(tmp_path):
     import trimesh
 

@@ -3,7 +3,10 @@
 Notation: P points; `steps` [P, 2, 3] are the world vectors from one point to where its neighbours to the right and below are expected.
 """
 
+import io
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from s2d.checks import check_finite, check_shape
+from s2d.files import atomic_write_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,46 @@ class SurfaceCloud:
         return SurfaceCloud(
             points.float(), rgbs.float(), confidence.float(), torch.zeros(len(points), 3), steps
         )
+
+    def save(self, path: Path) -> Path:
+        """Write everything that `render_cloud` needs, atomically; colours and confidence in 8 bits. Layout: docs/stage0.md."""
+        buffer = io.BytesIO()
+        levels = {
+            name: (getattr(self, name).clamp(0, 1) * 255).round().byte().numpy()
+            for name in ("rgbs", "confidence")
+        }
+        np.savez_compressed(buffer, points=self.points.numpy(), steps=self.steps.numpy(), **levels)
+        atomic_write_bytes(path, buffer.getvalue())
+        return Path(path)
+
+    @staticmethod
+    def load(path: Path) -> "SurfaceCloud":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not such a file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"No surface cloud: {path}. Stage 0 writes it: run it again with --overwrite."
+            )
+        try:
+            with np.load(path) as arrays:
+                points, steps, rgbs, confidence = (
+                    torch.from_numpy(arrays[name])
+                    for name in ("points", "steps", "rgbs", "confidence")
+                )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} is not a surface cloud of stage 0 ({error!r}). Run stage 0 again with --overwrite."
+            ) from error
+        normals = torch.linalg.cross(
+            steps[:, 1], steps[:, 0]
+        )  # right, down: this one faces the camera
+        normals = torch.nn.functional.normalize(normals, dim=-1)
+        return SurfaceCloud(points, rgbs.float() / 255, confidence.float() / 255, normals, steps)
 
     @staticmethod
     def cat(parts: "list[SurfaceCloud]") -> "SurfaceCloud":

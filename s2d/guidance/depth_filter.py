@@ -12,7 +12,7 @@ MAX_RELATIVE = 0.02  # difference of depth to an agreeing view
 MAX_COST = 0.9  # 1 - NCC plus the geometric term
 MIN_ANGLE = np.radians(0.5)  # between the rays of agreeing views: below, the depth is a guess
 MAX_COLOUR_ERROR = 0.12  # mean over the channels, once the exposures are matched
-SPECKLE_PIXELS = 40  # smaller islands are chance
+SPECKLE_PIXELS = 100  # smaller islands are chance
 SPECKLE_STEP = 0.03  # relative change of depth that separates islands
 
 
