@@ -11,6 +11,7 @@ Example
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import sys
@@ -91,9 +92,7 @@ def _title(gaussians: Gaussians, cameras: Cameras, stats: dict[str, float]) -> s
     )
 
 
-def _measure_step(
-    gaussians: Gaussians, cameras: Cameras, repeats: int
-) -> dict[str, list[float]]:
+def _measure_step(gaussians: Gaussians, cameras: Cameras, repeats: int) -> dict[str, list[float]]:
     """Train against a perturbed render of itself; return milliseconds of each phase and step."""
     with torch.no_grad():
         clean = rasterize(gaussians, cameras).rgb[0]
@@ -119,14 +118,15 @@ def _measure_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         times.append(time.perf_counter())
-        render, loss_forward, backward, adam = (
-            1e3 * (b - a) for a, b in zip(times, times[1:], strict=False)
-        )
+        render, loss_forward, backward, adam = (1e3 * (b - a) for a, b in itertools.pairwise(times))
         kernel = {name: _native.last_stats[name] for name in _native.PHASES}
         for name, value in kernel.items():
             record(name, value)
         forward_phases, backward_phases = _native.PHASES[:3], _native.PHASES[3:]
-        record("loss and its gradient", loss_forward + backward - sum(kernel[p] for p in backward_phases))
+        record(
+            "loss and its gradient",
+            loss_forward + backward - sum(kernel[p] for p in backward_phases),
+        )
         record("Adam", adam)
         record("rest of the render call", render - sum(kernel[p] for p in forward_phases))
         record("step", 1e3 * (times[-1] - times[0]))
@@ -138,7 +138,8 @@ def _measure_twin(gaussians: Gaussians, cameras: Cameras, step_ms: float) -> str
     width, height = TWIN_SIZE
     every = max(1, gaussians.num // TWIN_GAUSSIANS)
     few = {
-        name: t.detach()[::every][:TWIN_GAUSSIANS].clone() for name, t in gaussians.tensors().items()
+        name: t.detach()[::every][:TWIN_GAUSSIANS].clone()
+        for name, t in gaussians.tensors().items()
     }
     scale = torch.tensor([width / cameras.width, height / cameras.height, 1.0])
     Ks = cameras.Ks * scale[:, None]
@@ -197,7 +198,9 @@ def _camera_before(means: torch.Tensor, cfg: Step) -> Cameras:
 def _synthetic(num: int) -> Gaussians:
     """Gaussians as a trained scene has them: flat, of very different sizes, on surfaces one behind the other, a third out of sight."""
     layers = torch.tensor([2.0, 3.0, 4.5, 7.0])[torch.randint(4, (num,))]
-    x, y = (torch.rand(2, num) * 2 - 1) * torch.tensor([[0.85], [0.65]])  # a third outside of the view
+    x, y = (torch.rand(2, num) * 2 - 1) * torch.tensor(
+        [[0.85], [0.65]]
+    )  # a third outside of the view
     relief = 1 + 0.08 * torch.sin(9 * x + layers) * torch.cos(7 * y - layers)
     z = layers * relief
     means = torch.stack([x * z, y * z, z], dim=1)

@@ -36,7 +36,12 @@ def shared_cache(tmp_path_factory):
 
 @pytest.fixture
 def source(tmp_path, monkeypatch, shared_cache):
-    """A kernel of our own in a folder of its own, and a cache that no other test module uses."""
+    """A kernel of our own in a folder of its own, and a cache that no other test module uses.
+
+    zig keeps its own cache where it always is: building its C++ runtime takes a minute, once on a machine.
+    """
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(cache.cache_dir() / "zig"))
+    monkeypatch.setenv("ZIG_LOCAL_CACHE_DIR", str(cache.cache_dir() / "zig"))
     monkeypatch.setenv("S2D_CACHE_DIR", str(shared_cache))
     monkeypatch.delenv("S2D_COMPILER", raising=False)
     monkeypatch.delenv("CXX", raising=False)
@@ -159,9 +164,12 @@ def test_unusable_system_compiler_gives_way_to_zig(source, monkeypatch, tmp_path
         '#!/bin/sh\n[ "$1" = --version ] && echo "fake 1.0" && exit 0\necho no headers >&2; exit 1\n'
     )
     fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake.parent}:/nowhere")
+    for name in ("g++", "clang++"):
+        (fake.parent / name).write_bytes(fake.read_bytes())
+        (fake.parent / name).chmod(0o755)
+    # In front of the real PATH: zig looks at its programs to know the system.
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     compilers._first_line.cache_clear()
-    # /bin/sh is found by the kernel through the shebang line, not through PATH.
     library = native_build.load("fallback", [source])
     compilers._first_line.cache_clear()
     assert squares(library, 3, 2) == [0, 1, 4]

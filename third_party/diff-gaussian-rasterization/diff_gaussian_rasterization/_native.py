@@ -60,10 +60,14 @@ GradientArgs = _struct(
 @functools.cache
 def library() -> ctypes.CDLL:
     """Return the compiled core; compiles it on the first call ever."""
+    return load_library()
+
+
+def load_library(extra_flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """Compile (or find in the cache) and load the core. Extra flags: the tests build it for lesser CPUs."""
     sources = [CSRC / "cpu" / f"{name}.cpp" for name in SOURCES]
-    lib = native_build.load(
-        "gaussian_rasterizer", sources, include_dirs=[CSRC / "common", CSRC / "cpu"]
-    )
+    includes = [CSRC / "common", CSRC / "cpu"]
+    lib = native_build.load("gaussian_rasterizer", sources, includes, extra_flags)
     lib.s2d_last_error.restype = ctypes.c_char_p
     lib.s2d_frame_new.restype = _P
     lib.s2d_frame_free.argtypes = [_P]
@@ -101,7 +105,7 @@ class Frame:
         if not handle:
             return
         with Frame._lock:
-            if len(Frame._idle) < MAX_IDLE_FRAMES:
+            if self.lib is library() and len(Frame._idle) < MAX_IDLE_FRAMES:
                 Frame._idle.append(handle)
                 return
         self.lib.s2d_frame_free(handle)
@@ -122,4 +126,5 @@ class Frame:
         return {**times, "visible": counts[0], "instances": counts[1]}
 
 
+# Of the last call in this process; for benchmarks.
 last_stats: dict[str, float] = {}

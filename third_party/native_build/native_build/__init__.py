@@ -24,7 +24,7 @@ __all__ = ["include_dir", "load", "num_threads", "set_num_threads"]
 _log = logging.getLogger("s2d")
 _loaded: dict[Path, ctypes.CDLL] = {}
 _load_lock = threading.Lock()
-_num_threads: int | None = None
+_settings: dict[str, int | None] = {"num_threads": None}
 
 
 def include_dir() -> Path:
@@ -88,10 +88,9 @@ def load(
 
 def set_num_threads(count: int | None) -> None:
     """Fix the number of threads that kernels use in this process; None goes back to the environment's choice."""
-    global _num_threads  # noqa: PLW0603 - one setting for the whole process is what this is
     if count is not None and count < 1:
         raise ValueError(f"set_num_threads: expected a count >= 1 or None, got {count}.")
-    _num_threads = count
+    _settings["num_threads"] = count
 
 
 def num_threads() -> int:
@@ -100,8 +99,9 @@ def num_threads() -> int:
     In this order: `set_num_threads`, `S2D_NUM_THREADS`, else torch's thread count (if torch is loaded), never more than the
     CPUs this process may run on.
     """
-    if _num_threads is not None:
-        return _num_threads
+    fixed = _settings["num_threads"]
+    if fixed is not None:
+        return fixed
     text = os.environ.get("S2D_NUM_THREADS", "").strip()
     if text:
         if not text.isdigit() or int(text) < 1:
