@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,10 @@ from s2d.config import no_effect
 from s2d.files import atomic_write_json
 from s2d.gaussians import Checkpoint, Gaussians, gaussians_from_points, save_checkpoint
 from s2d.geometry import invert_rigid
+from s2d.guidance.cloud import SurfaceCloud
 from s2d.images import read_image, write_image
 from s2d.metrics import LpipsUnavailable, psnr, ssim
 from s2d.model_folder import render_name
-from s2d.ply_io import write_points_ply
 from s2d.rasterize import rasterize
 from s2d.scene import load_scene
 from s2d.split import Split, make_split
@@ -32,8 +32,6 @@ class StageConfig:
     """What the evaluation reads from a stage's config."""
 
     source: Path = no_effect()
-    provider: str = "points"
-    points_path: Path | None = None
     seed: int = 0
     device: str = no_effect("cpu")
 
@@ -98,10 +96,9 @@ def write_run(
     history = {"step": [1, 2], "loss": [0.2, 0.1], "num_gaussians": [80, 80], "seconds": [0.1, 0.2]}
     left_half = torch.zeros(HEIGHT, WIDTH)
     left_half[:, : WIDTH // 2] = 1
-    write_points_ply(model_dir / "cloud.ply", truth.means, torch.full_like(truth.means, 0.5))
-    with open_stage(
-        model_dir, "stage0", replace(cfg, points_path=model_dir / "cloud.ply"), {}
-    ) as stage:
+    grey, spacing = torch.full_like(truth.means, 0.5), torch.full((truth.num,), 0.1)
+    with open_stage(model_dir, "stage0", cfg, {}) as stage:
+        SurfaceCloud.without_orientation(truth.means, grey, spacing).save(stage.dir / "surface.npz")
         split.save(stage.dir / "split.json")
         if prepared:
             shutil.copytree(source, stage.dir / "scene")

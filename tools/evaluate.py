@@ -32,8 +32,6 @@ from s2d.config import no_effect, run_script
 from s2d.files import atomic_write_json
 from s2d.gaussians import Gaussians, load_checkpoint
 from s2d.guidance.cloud import SurfaceCloud
-from s2d.guidance.mvs import reconstruct
-from s2d.guidance.points import load_points
 from s2d.guidance.render import render_cloud
 from s2d.images import read_image, write_image
 from s2d.log import logger, progress
@@ -204,7 +202,7 @@ def add_test_guidance(run: Run, cameras: Cameras) -> None:
     guidance_dir = run.model_dir / "test" / "guidance"
     coverage_dir = run.model_dir / "test" / "coverage"
     if unseen:
-        cloud = rebuild_cloud(run)
+        cloud = SurfaceCloud.load(stage0.dir / "surface.npz")
     for camera in cameras.select(unseen):
         guidance = render_cloud(cloud, camera)
         write_image(guidance_dir / render_name(camera.names[0]), guidance.rgb)
@@ -219,19 +217,6 @@ def add_test_guidance(run: Run, cameras: Cameras) -> None:
         run.coverage[name] = stage0.dir / "coverage" / picture
         if stage2 is not None:
             run.test[name]["fixed"] = stage2.dir / "fixed" / picture
-
-
-def rebuild_cloud(run: Run) -> SurfaceCloud:
-    """Make stage 0's cloud again, from the same kept photos and seed, so it is the same cloud.
-
-    points.ply can't stand in for it: without the surface patch of each point, fewer pixels are covered, and worse.
-    """
-    stage0 = run.manifests["stage0"]
-    kept = run.scene.subset(run.split.kept)
-    if stage0.config["provider"] == "points":
-        return load_points(Path(stage0.config["points_path"]), kept, stage0.config["seed"]).cloud
-    logger.info("evaluate: point guidance at the test views: making the cloud of stage 0 again")
-    return reconstruct(kept, stage0.config["seed"]).cloud
 
 
 def collect_novel_views(run: Run) -> None:
