@@ -3,9 +3,12 @@
 Notation: N Gaussians, C cameras, H x W pixels. Conventions of pixels, axes and depth: docs/architecture.md.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from diff_gaussian_rasterization import rasterize_gaussians_raw
 from torch import Tensor
 
@@ -76,3 +79,18 @@ def rasterize(
         means2d_probe=means2d_probe,
     )
     return Render(out.rgb, out.alpha, out.depth, out.radii)
+
+
+@contextmanager
+def cpus_for_kernels() -> Iterator[None]:
+    """Give the CPUs to the kernels in a training loop: torch runs on one thread until the block ends.
+
+    Between kernels a training step has only small torch operations. torch's OpenMP workers keep spinning for milliseconds after
+    each, on the cores that the kernels' threads need: a step with two threads each takes 1.5 times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -8,7 +8,7 @@ import torch
 from diff_gaussian_rasterization import _native, rasterize_gaussians_raw, set_num_threads
 
 from s2d.cameras import Cameras
-from s2d.rasterize import Render, rasterize
+from s2d.rasterize import Render, cpus_for_kernels, rasterize
 
 WIDTH, HEIGHT, N = 40, 30, 200
 
@@ -164,3 +164,11 @@ def test_cameras_of_several_sizes_are_refused(gaussians, cameras):
     mixed = Cameras(cameras.viewmats, cameras.Ks, ((40, 30), (41, 30)), cameras.names)
     with pytest.raises(ValueError, match="size"):
         rasterize(gaussians, mixed)
+
+
+def test_cpus_for_kernels_is_undone_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="stop"), cpus_for_kernels():
+        assert torch.get_num_threads() == 1
+        raise RuntimeError("stop")
+    assert torch.get_num_threads() == before

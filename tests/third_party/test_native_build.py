@@ -200,6 +200,11 @@ def test_num_threads_honours_settings_in_order(monkeypatch):
     with pytest.raises(ValueError, match=r"S2D_NUM_THREADS.*'two'"):
         native_build.num_threads()
     monkeypatch.delenv("S2D_NUM_THREADS")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert native_build.num_threads() == 5
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")  # legal for OpenMP: threads of nested regions
+    assert 1 <= native_build.num_threads() <= (os.cpu_count() or 1)
+    monkeypatch.delenv("OMP_NUM_THREADS")
     assert 1 <= native_build.num_threads() <= (os.cpu_count() or 1)
     with pytest.raises(ValueError, match=">= 1"):
         native_build.set_num_threads(0)

@@ -6,13 +6,15 @@
 The user needs no build step: whichever C++ compiler is there does the work, else the pip package `ziglang`. A library is
 cached by everything that can change it (sources, headers, flags, compiler, CPU), so a cached load compiles nothing.
 
-Environment: `S2D_CACHE_DIR` (where libraries are kept), `S2D_COMPILER=system|zig`, `CXX`, `S2D_NUM_THREADS`.
+Environment: `S2D_CACHE_DIR` (where libraries are kept), `S2D_COMPILER=system|zig`, `CXX`, `S2D_NUM_THREADS`,
+`OMP_NUM_THREADS`.
 """
 
 import ctypes
+import functools
 import logging
+import math
 import os
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,20 +98,31 @@ def set_num_threads(count: int | None) -> None:
 def num_threads() -> int:
     """Return how many threads a kernel should use.
 
-    In this order: `set_num_threads`, `S2D_NUM_THREADS`, else torch's thread count (if torch is loaded), never more than the
-    CPUs this process may run on.
+    In this order: `set_num_threads`, `S2D_NUM_THREADS`, `OMP_NUM_THREADS`, else the CPUs that this process may use. Not torch's
+    count: a training loop is fastest with one torch thread and all CPUs for the kernels, because torch's OpenMP workers keep
+    spinning for milliseconds after each operation.
     """
     fixed = _settings["num_threads"]
     if fixed is not None:
         return fixed
-    text = os.environ.get("S2D_NUM_THREADS", "").strip()
-    if text:
-        if not text.isdigit() or int(text) < 1:
+    for name in ("S2D_NUM_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(name, "").strip()
+        if text.isdigit() and int(text) > 0:
+            return int(text)
+        if text and name == "S2D_NUM_THREADS":
             raise ValueError(
-                f"S2D_NUM_THREADS: expected a whole number >= 1, got {text!r}. Unset it to use all CPUs."
+                f"{name}: expected a whole number >= 1, got {text!r}. Unset it to use all CPUs."
             )
-        return int(text)
+    return _available_cpus()
+
+
+@functools.cache
+def _available_cpus() -> int:
+    """Count the CPUs that this process may use: affinity, and the quota of its control group (containers)."""
     affinity = getattr(os, "sched_getaffinity", None)
     cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    torch = sys.modules.get("torch")
-    return min(cpus, torch.get_num_threads()) if hasattr(torch, "get_num_threads") else cpus
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cpus
+    return cpus if quota == "max" else max(1, min(cpus, math.ceil(int(quota) / int(period))))
