@@ -12,7 +12,7 @@ from synthetic_stereo import BACKGROUND, FOREGROUND, SLANTED, exact_planes, phot
 
 from s2d.cameras import Cameras
 from s2d.guidance import mvs
-from s2d.guidance.depth_filter import believable, without_speckles
+from s2d.guidance.depth_filter import believable, continue_planes, without_speckles
 from s2d.guidance.kernels import View, check_consistency, fuse, patchmatch
 from s2d.guidance.matches import fundamental, match_sparse
 from s2d.scene import Scene
@@ -268,3 +268,47 @@ def test_sources_are_the_overlapping_views_with_some_baseline():
     assert 1 in mvs.choose_sources(
         views[:2], 0, points
     )  # and where there is no choice, all are taken
+
+
+@pytest.fixture
+def with_a_hole() -> list[View]:
+    """Three photos of one plain grey wall with exact planes; the middle one has a hole of 20 x 20 pixels."""
+    views = []
+    for pose in POSES:
+        view, depth = photograph(pose, [SLANTED])
+        view.rgb = np.full_like(view.rgb, 0.5)
+        view.planes, view.confidence = exact_planes(view, depth), np.ones_like(depth, np.float32)
+        views.append(view)
+    views[1].planes[50:70, 70:90] = 0
+    views[1].confidence[50:70, 70:90] = 0
+    return views
+
+
+def test_planes_continue_into_plain_areas(with_a_hole):
+    truth = photograph(POSES[1], [SLANTED])[1][50:70, 70:90]
+    continue_planes(with_a_hole)
+    hole = with_a_hole[1].depth[50:70, 70:90]
+    assert np.abs(hole / truth - 1).max() < 1e-3
+    assert (with_a_hole[1].confidence[50:70, 70:90] == np.float32(0.1)).all()
+    assert (with_a_hole[1].confidence[:50] == 1).all()
+
+
+def test_planes_do_not_continue_over_an_edge_of_colour(with_a_hole):
+    with_a_hole[1].rgb[50:70, 70:90] = 0.8
+    continue_planes(with_a_hole)
+    assert not with_a_hole[1].depth[50:70, 70:90].any()
+
+
+def test_planes_do_not_continue_where_another_view_looks_through(with_a_hole):
+    for row in (0, 2):
+        with_a_hole[row].planes /= 3.0  # what these see is far behind
+    continue_planes(with_a_hole)
+    assert not with_a_hole[1].depth[50:70, 70:90].any()
+
+
+def test_planes_do_not_continue_where_another_view_has_another_colour(with_a_hole):
+    for row in (0, 2):
+        with_a_hole[row].rgb[30:90, 50:110] = 0.7
+        with_a_hole[row].planes[30:90, 50:110] = 0
+    continue_planes(with_a_hole)
+    assert not with_a_hole[1].depth[55:65, 75:85].any()

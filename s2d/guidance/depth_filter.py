@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from s2d.guidance.kernels import View, check_consistency
+from s2d.guidance.kernels import View, check_consistency, complete
 
 MAX_PIXELS = 1.5  # round trip through an agreeing view
 MAX_RELATIVE = 0.02  # difference of depth to an agreeing view
@@ -14,6 +14,11 @@ MIN_ANGLE = np.radians(0.5)  # between the rays of agreeing views: below, the de
 MAX_COLOUR_ERROR = 0.12  # mean over the channels, once the exposures are matched
 SPECKLE_PIXELS = 100  # smaller islands are chance
 SPECKLE_STEP = 0.03  # relative change of depth that separates islands
+
+CONTINUED_REACH = 24  # pixels that a plane may grow into a plain area
+CONTINUED_OWN_COLOUR = 0.05  # change of colour on the way: more is an edge
+CONTINUED_OTHER_COLOUR = 0.03  # difference to another photo at the new point
+CONTINUED_CONFIDENCE = 0.1
 
 
 def believable(views: Sequence[View], costs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -38,6 +43,32 @@ def believable(views: Sequence[View], costs: Sequence[np.ndarray]) -> list[np.nd
             np.where(good, agreement * np.exp(-np.maximum(cost, 0) / 0.6), 0).astype(np.float32)
         )
     return result
+
+
+def continue_planes(views: Sequence[View]) -> None:
+    """Let the believed planes of all views (planes, rgb, confidence) grow into the plain areas beside them, in place.
+
+    What grew gets the confidence CONTINUED_CONFIDENCE.
+    """
+    grown = []
+    for index in range(len(views)):
+        exposure = check_consistency(views, index, MAX_PIXELS, MAX_RELATIVE).gains
+        grown.append(
+            complete(
+                views,
+                index,
+                reach=CONTINUED_REACH,
+                own_colour=CONTINUED_OWN_COLOUR,
+                other_colour=CONTINUED_OTHER_COLOUR,
+                max_pixels=MAX_PIXELS,
+                max_relative=MAX_RELATIVE,
+                gains=exposure,
+            )
+        )
+    for view, planes in zip(views, grown, strict=True):
+        new = (view.planes[..., 0] == 0) & (planes[..., 0] > 0)
+        view.planes = planes
+        view.confidence = np.where(new, np.float32(CONTINUED_CONFIDENCE), view.confidence)
 
 
 def without_speckles(depth: np.ndarray, good: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ class Consistency(NamedTuple):
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    sources = [CSRC / f"{name}.cpp" for name in ("patchmatch", "fuse", "splat")]
+    sources = [CSRC / f"{name}.cpp" for name in ("patchmatch", "fuse", "complete", "splat")]
     library = native_build.load("s2d_guidance", sources, [CSRC])
     views, count = ctypes.POINTER(_ViewData), _int
     library.s2d_pack_quads.argtypes = [_pointer, _int, _int, _pointer]
@@ -101,6 +101,16 @@ def _library() -> ctypes.CDLL:
         _pointer,
         _int,
         *[_pointer] * 5,
+    ]
+    library.s2d_complete.argtypes = [
+        views,
+        count,
+        _int,
+        _int,
+        *[_double] * 4,
+        _pointer,
+        _int,
+        _pointer,
     ]
     library.s2d_fuse.argtypes = [views, count, _double, _double, _long, *[_pointer] * 6]
     library.s2d_splat.argtypes = [
@@ -197,6 +207,49 @@ def check_consistency(
     )
     found = np.divide(sums[:, 0], sums[:, 1], out=np.ones_like(sums[:, 0]), where=sums[:, 1] > 0)
     return Consistency(*counts, *values, found)
+
+
+def complete(
+    views: Sequence[View],
+    index: int,
+    *,
+    reach: int,
+    own_colour: float,
+    other_colour: float,
+    max_pixels: float,
+    max_relative: float,
+    gains: np.ndarray,  # [V, 3]
+) -> np.ndarray:
+    """Continue planes of one view into the plain areas beside them.
+
+    Args:
+        views: With planes (0 where not believed) and rgb.
+        index: The view in question.
+        reach: How far a plane may be continued, pixels.
+        own_colour: Largest difference of colour on the way.
+        other_colour: Largest difference to the colour in another view.
+        max_pixels, max_relative, gains: As in `check_consistency`.
+
+    Returns:
+        The view's planes with what was continued. [H, W, 3]
+    """
+    planes, gains = np.empty_like(views[index].planes), np.ascontiguousarray(gains, np.float64)
+    _check(
+        _library().s2d_complete(
+            _structs(views),
+            len(views),
+            index,
+            reach,
+            own_colour,
+            other_colour,
+            max_pixels,
+            max_relative,
+            gains.ctypes.data,
+            native_build.num_threads(),
+            planes.ctypes.data,
+        )
+    )
+    return planes
 
 
 def fuse(views: Sequence[View], max_pixels: float, max_relative: float) -> tuple[np.ndarray, ...]:

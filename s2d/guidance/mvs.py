@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from s2d.guidance.cloud import DepthMap, Reconstruction, SurfaceCloud
-from s2d.guidance.depth_filter import MAX_PIXELS, MAX_RELATIVE, believable
+from s2d.guidance.depth_filter import MAX_PIXELS, MAX_RELATIVE, believable, continue_planes
 from s2d.guidance.kernels import View, fuse, patchmatch
 from s2d.guidance.matches import SparsePoints, match_sparse
 from s2d.log import logger, progress
@@ -69,6 +69,7 @@ def reconstruct(kept: Scene, seed: int = 0) -> Reconstruction:
     for view, confidence in zip(views, confidences, strict=True):
         view.planes[confidence == 0] = 0
         view.confidence = confidence
+    continue_planes(views)
     arrays = (torch.from_numpy(array) for array in fuse(views, MAX_PIXELS, MAX_RELATIVE))
     cloud = SurfaceCloud(*arrays)
     if len(cloud) < MIN_DENSE_POINTS:
