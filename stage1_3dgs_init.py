@@ -70,8 +70,8 @@ class Config:
     """Add Gaussians where the photos ask for detail."""
     densify_grad_threshold: float = 2e-4
     """2D gradient above which a Gaussian is cloned or split. Lower grows more."""
-    max_gaussians: int = 150_000
-    """Never grow beyond this number."""
+    max_gaussians: int = 60_000
+    """Never grow beyond this number. Few photos: more Gaussians fit them better and the views between them worse."""
     keep_every: int | None = None
     """Only checked: stage 0 has chosen the kept views."""
     keep_indices: tuple[int, ...] | None = None

@@ -66,7 +66,7 @@ class Config:
     """The scene that stage 0 was run on."""
     model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
     """Output folder OUT; stages 0 to 2 must have finished there."""
-    iterations: int = 7000
+    iterations: int = 6000
     """Last step, counted on from stage 1's."""
     alpha: float = 0.7
     """Share of kept views among the training samples."""
@@ -86,7 +86,7 @@ class Config:
     """Add Gaussians where the views ask for detail."""
     densify_grad_threshold: float = 2e-4
     """2D gradient above which a Gaussian is cloned or split. Lower grows more."""
-    max_gaussians: int = 150_000
+    max_gaussians: int = 80_000
     """Never grow beyond this number."""
     start_checkpoint: Path | None = no_effect(None)
     """Checkpoint to go on from, ours or one of 3DGS; default: stage 1's."""
