@@ -191,6 +191,7 @@ def test_unwritable_cache_falls_back_to_a_temporary_folder(monkeypatch, tmp_path
 
 
 def test_num_threads_honours_settings_in_order(monkeypatch):
+    monkeypatch.setattr(native_build, "_settings", {"num_threads": None})
     monkeypatch.setenv("S2D_NUM_THREADS", "3")
     assert native_build.num_threads() == 3
     native_build.set_num_threads(1)

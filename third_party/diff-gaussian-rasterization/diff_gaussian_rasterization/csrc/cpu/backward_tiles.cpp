@@ -81,8 +81,8 @@ S2D_INLINE void backward_instance(const Splat& s, const TilePosition& tile, cons
   for (; mask; mask &= mask - 1) {
     const int k = __builtin_ctz(mask);
     BlockPixels& block = blocks[k];
-    const F y = centers.y[k / 4];
-    const F u = fma(s1, centers.x[k % 4], fma(s2, y, u0)), v = fma(s3, y, v0);
+    const F y = centers.y[k / TILE_COLUMNS];
+    const F u = fma(s1, centers.x[k % TILE_COLUMNS], fma(s2, y, u0)), v = fma(s3, y, v0);
     const F power = fnma(v, v, fnma(u, u, L));
     const Mask counts = (power >= F(LOG2_ALPHA_MIN)) & (here < block.stop);
     const F raw = exp2_where(counts, power);

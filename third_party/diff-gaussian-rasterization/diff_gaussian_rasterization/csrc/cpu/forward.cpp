@@ -27,7 +27,7 @@ struct Entry {
 
 // Which entries of a batch touch each block, in order.
 struct BlockLists {
-  int32_t entries[TILE_BLOCKS][BATCH + 16];  // the vectorised writer overshoots
+  uint16_t entries[TILE_BLOCKS][BATCH + 16];  // the vectorised writer overshoots
   int counts[TILE_BLOCKS];
 
   void deal(const uint32_t* masks, int count, uint32_t open) {
@@ -39,7 +39,8 @@ struct BlockLists {
       const __m512i sixteen = _mm512_maskz_loadu_epi32(present, masks + i);
       for (int b = 0; b < TILE_BLOCKS; ++b) {
         const __mmask16 touch = _mm512_test_epi32_mask(sixteen, _mm512_set1_epi32(static_cast<int>(open & 1u << b)));
-        _mm512_storeu_si512(entries[b] + counts[b], _mm512_maskz_compress_epi32(touch, index));
+        const __m256i chosen = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(touch, index));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(entries[b] + counts[b]), chosen);
         counts[b] += __builtin_popcount(touch);
       }
     }
@@ -47,7 +48,7 @@ struct BlockLists {
     for (int i = 0; i < count; ++i) {
       for (uint32_t mask = masks[i] & open; mask; mask &= mask - 1) {
         const int b = __builtin_ctz(mask);
-        entries[b][counts[b]++] = i;
+        entries[b][counts[b]++] = static_cast<uint16_t>(i);
       }
     }
 #endif
@@ -55,7 +56,7 @@ struct BlockLists {
 };
 
 // Blend the listed instances into one block. Return false when all of its pixels are finished.
-S2D_INLINE bool blend_block(const Entry* entries, int32_t base, const int32_t* list, int count, F x, F y, BlockState& state) {
+S2D_INLINE bool blend_block(const Entry* entries, int32_t base, const uint16_t* list, int count, F x, F y, BlockState& state) {
   F T = state.T, covered = state.covered, r = state.r, g = state.g, b = state.b, aux = state.aux, threshold = state.threshold;
   bool open = true;
   for (int k = 0; k < count; ++k) {
@@ -156,7 +157,7 @@ void blend_tile(const Frame& frame, const ImageArgs& images, int64_t index) {
     lists.deal(masks, count, open);
     for (uint32_t rest = open; rest; rest &= rest - 1) {
       const int b = __builtin_ctz(rest);
-      if (!blend_block(entries, static_cast<int32_t>(first - begin), lists.entries[b], lists.counts[b], centers.x[b % 4], centers.y[b / 4],
+      if (!blend_block(entries, static_cast<int32_t>(first - begin), lists.entries[b], lists.counts[b], centers.x[b % TILE_COLUMNS], centers.y[b / TILE_COLUMNS],
                        blocks[b])) {
         open &= ~(1u << b);
       }

@@ -6,7 +6,7 @@
 //   forward.cpp   tiles -> images, and what the backward pass needs of each pixel
 //   backward.cpp  tiles -> ten sums per instance (slot); slots -> gradients of the raw parameters
 //
-// A tile is 4 x 4 blocks; a block is one vector of pixels (4 x 4 pixels with 16 lanes). Which of its 16 blocks a Gaussian touches is
+// A tile is 8 x 4 blocks; a block is one vector of pixels (4 x 4 pixels with 16 lanes). Which of its 32 blocks a Gaussian touches is
 // known exactly, as a bit mask: nothing else is ever looked at.
 #pragma once
 
@@ -27,8 +27,11 @@ namespace s2d {
 
 constexpr int BLOCK_W = LANES == 4 ? 2 : 4;
 constexpr int BLOCK_H = LANES / BLOCK_W;
-constexpr int TILE_BLOCKS = 16;
-constexpr int TILE_W = 4 * BLOCK_W, TILE_H = 4 * BLOCK_H;
+// As many blocks as a mask has bits: larger tiles mean fewer instances, each of which has fixed costs.
+constexpr int TILE_COLUMNS = LANES == 8 ? 4 : 8, TILE_ROWS = 32 / TILE_COLUMNS;
+constexpr int TILE_BLOCKS = TILE_COLUMNS * TILE_ROWS;
+constexpr int TILE_W = TILE_COLUMNS * BLOCK_W, TILE_H = TILE_ROWS * BLOCK_H;
+static_assert(TILE_BLOCKS == 32, "masks have 32 bits");
 
 constexpr size_t HUGE_PAGE = size_t{1} << 21;
 
@@ -153,7 +156,7 @@ struct Frame {
   Buffer<uint32_t> slot_begin;      // [N]
   Buffer<uint32_t> slot_count;      // [N] tiles touched; 0 = not visible
   Buffer<uint32_t> slot_tile;       // [slots]
-  Buffer<uint16_t> slot_mask;       // [slots]
+  Buffer<uint32_t> slot_mask;       // [slots]
   Buffer<int64_t> chunk_counts;     // scratch of prefix sums
   Buffer<uint64_t> order, order_swap;  // [visible] (depth bits << 32 | gaussian)
   Buffer<uint32_t> tile_counts;     // [chunks, tiles] scratch

@@ -112,8 +112,8 @@ struct BlockOrigins {
   alignas(64) float x[TILE_BLOCKS], y[TILE_BLOCKS];
   BlockOrigins() {
     for (int b = 0; b < TILE_BLOCKS; ++b) {
-      x[b] = static_cast<float>(b % 4 * BLOCK_W) + 0.5f;
-      y[b] = static_cast<float>(b / 4 * BLOCK_H) + 0.5f;
+      x[b] = static_cast<float>(b % TILE_COLUMNS * BLOCK_W) + 0.5f;
+      y[b] = static_cast<float>(b / TILE_COLUMNS * BLOCK_H) + 0.5f;
     }
   }
 };
@@ -123,7 +123,7 @@ uint32_t emit_tiles(const Frame& frame, const Splat& splat, const TileRange& ran
   static const BlockOrigins origins;
   const BlockTest test(splat);
   uint32_t* tiles = frame.slot_tile.data() + slot;
-  uint16_t* masks = frame.slot_mask.data() + slot;
+  uint32_t* masks = frame.slot_mask.data() + slot;
   uint32_t count = 0;
   for (int ty = range.y0; ty < range.y1; ++ty) {
     for (int tx = range.x0; tx < range.x1; ++tx) {
@@ -134,7 +134,7 @@ uint32_t emit_tiles(const Frame& frame, const Splat& splat, const TileRange& ran
       }
       // Branch-free compaction: the next tile overwrites an empty one.
       tiles[count] = static_cast<uint32_t>(ty * frame.tiles_x + tx);
-      masks[count] = static_cast<uint16_t>(mask);
+      masks[count] = mask;
       count += mask != 0;
     }
   }

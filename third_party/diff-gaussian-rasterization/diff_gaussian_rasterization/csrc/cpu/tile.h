@@ -14,22 +14,20 @@ struct TilePosition {
     top = static_cast<int>(tile / frame.tiles_x) * TILE_H;
     blocks = 0;
     for (int b = 0; b < TILE_BLOCKS; ++b) {
-      const bool inside = left + b % 4 * BLOCK_W < frame.camera.width && top + b / 4 * BLOCK_H < frame.camera.height;
+      const bool inside = left + b % TILE_COLUMNS * BLOCK_W < frame.camera.width && top + b / TILE_COLUMNS * BLOCK_H < frame.camera.height;
       blocks |= static_cast<uint32_t>(inside) << b;
     }
   }
 };
 
-// Pixel centres of the four columns and four rows of blocks, from the tile's corner.
+// Pixel centres of the columns and rows of blocks, from the tile's corner.
 struct PixelCenters {
-  F x[4], y[4];
+  F x[TILE_COLUMNS], y[TILE_ROWS];
 
   PixelCenters() {
-    for (int k = 0; k < 4; ++k) {
-      for (int l = 0; l < LANES; ++l) {
-        x[k].v[l] = static_cast<float>(k * BLOCK_W + l % BLOCK_W) + 0.5f;
-        y[k].v[l] = static_cast<float>(k * BLOCK_H + l / BLOCK_W) + 0.5f;
-      }
+    for (int l = 0; l < LANES; ++l) {
+      for (int k = 0; k < TILE_COLUMNS; ++k) x[k].v[l] = static_cast<float>(k * BLOCK_W + l % BLOCK_W) + 0.5f;
+      for (int k = 0; k < TILE_ROWS; ++k) y[k].v[l] = static_cast<float>(k * BLOCK_H + l / BLOCK_W) + 0.5f;
     }
   }
 };
@@ -52,7 +50,7 @@ struct TileEllipse {
 template <class Fn>
 S2D_INLINE void for_each_run(const Camera& camera, const TilePosition& tile, const Fn& fn) {
   for (int b = 0; b < TILE_BLOCKS; ++b) {
-    const int left = tile.left + b % 4 * BLOCK_W, top = tile.top + b / 4 * BLOCK_H;
+    const int left = tile.left + b % TILE_COLUMNS * BLOCK_W, top = tile.top + b / TILE_COLUMNS * BLOCK_H;
     const int columns = camera.width - left < BLOCK_W ? camera.width - left : BLOCK_W;
     const int rows = camera.height - top < BLOCK_H ? camera.height - top : BLOCK_H;
     if (columns <= 0) continue;
