@@ -24,6 +24,7 @@ from s2d.log import logger, progress
 from s2d.model_folder import copy_results, kept_views, point_cloud_name, write_cameras_json
 from s2d.optim import LearningRates, active_sh_degree, scene_extent, set_means_rate
 from s2d.ply_io import read_points_ply
+from s2d.rasterize import cpus_for_kernels
 from s2d.sampling import ViewSampler
 from s2d.scene import Scene
 from s2d.split import Split, make_split
@@ -135,7 +136,7 @@ def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> Traini
         run = start_run(gaussians, rates, extent, sampler, cfg.seed)
 
     num_steps = cfg.sample_iteration
-    with progress(num_steps, "stage 1", start=run.step) as bar:
+    with cpus_for_kernels(), progress(num_steps, "stage 1", start=run.step) as bar:
         while run.step < num_steps:
             set_means_rate(run.optimizer, rates, run.scene_extent, run.step / num_steps)
             _, name = run.sampler.draw()

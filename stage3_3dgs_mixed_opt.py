@@ -37,6 +37,7 @@ from s2d.model_folder import (
     write_cfg_args,
 )
 from s2d.optim import LearningRates, active_sh_degree, set_means_rate
+from s2d.rasterize import cpus_for_kernels
 from s2d.sampling import SampleDrop, ViewSampler
 from s2d.scene import Scene
 from s2d.split import Split
@@ -168,7 +169,7 @@ def optimise(
         )
 
     num_steps = cfg.iterations - first.step
-    with progress(cfg.iterations, "stage 3", start=run.step) as bar:
+    with cpus_for_kernels(), progress(cfg.iterations, "stage 3", start=run.step) as bar:
         while run.step < cfg.iterations:
             set_means_rate(
                 run.optimizer, rates, run.scene_extent, (run.step - first.step) / num_steps
