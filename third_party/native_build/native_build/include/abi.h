@@ -2,6 +2,7 @@
 #pragma once
 
 #include <exception>
+#include <new>
 #include <string>
 
 #ifdef _WIN32
@@ -23,6 +24,8 @@ int guarded(const Fn& fn) noexcept {
   try {
     fn();
     return 0;
+  } catch (const std::bad_alloc&) {
+    last_error() = "out of memory";
   } catch (const std::exception& error) {
     last_error() = error.what();
   } catch (...) {

@@ -1,4 +1,6 @@
 // Phase 1: every Gaussian to a Splat record, or to "not visible"; then the tiles and blocks that each visible one touches.
+#include <stdexcept>
+
 #include "parallel.h"
 
 #include "gaussian_batch.h"
@@ -194,7 +196,9 @@ void project(Frame& frame, const SceneArgs& scene, const ImageArgs& images, int 
     chunk_counts[chunk] = total;
     total += reserved;
   }
-  if (total > UINT32_MAX) throw std::bad_alloc();
+  if (total > UINT32_MAX) {
+    throw std::length_error("the Gaussians cover more than 4 billion tiles together. Prune the largest, or render smaller images");
+  }
   frame.slot_tile.reserve(total);
   frame.slot_mask.reserve(total);
   frame.slots.reserve(total);
