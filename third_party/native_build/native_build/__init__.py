@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compile plain C++17 with a C ABI on first use, cache the library, load it with ctypes.
 
     lib = native_build.load("simple_knn", [Path("knn.cpp")])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cache of compiled libraries: keyed by content, written atomically, verified when read.
 
 A library's file ends with a trailer (magic + SHA-256 of what comes before), which dynamic loaders ignore: a truncated or

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which compiler builds the kernels, how it is called, and the words when there is none."""
 
 import functools

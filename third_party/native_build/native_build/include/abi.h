@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The C ABI of the kernels: what is exported, and how an exception becomes a return code instead of crossing into Python.
 #pragma once
 

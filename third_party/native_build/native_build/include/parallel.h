@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A persistent thread pool behind one function:
 //
 //   s2d::parallel_for(n_tasks, num_threads, [&](int64_t task) { ... });

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every constant of the renderer, with its reason.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From a 3D Gaussian to the ellipse one camera sees, and back with gradients. For any arithmetic type F that has + - * /, sqrt_of,
 // clamp_to, and a mask type with select(): one Gaussian per call on a GPU, a vector of them on a CPU.
 //

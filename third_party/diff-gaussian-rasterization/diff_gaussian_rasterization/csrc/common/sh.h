@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Spherical harmonics of degree 0-3 and their derivative by direction, for any arithmetic type F (one Gaussian or a vector of them).
 #pragma once
 

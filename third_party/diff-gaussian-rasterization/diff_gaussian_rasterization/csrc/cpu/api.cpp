@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The C ABI. Every function returns 0, or 1 with the words in s2d_last_error().
 #include "abi.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Phase 5: sum the slots of each Gaussian, in tile order, and carry the sums back to its raw parameters and to the camera.
 #include <algorithm>
 

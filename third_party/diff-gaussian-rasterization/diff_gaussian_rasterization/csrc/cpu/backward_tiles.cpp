@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Phase 4: from image cotangents to ten sums per instance. A tile's instances are walked back to front; each adds up over the blocks
 // it touches in registers, then one transposed reduction gives its slot. No atomics: every slot has one writer.
 //

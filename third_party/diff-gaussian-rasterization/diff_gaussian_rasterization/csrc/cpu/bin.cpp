@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Phase 2: sort the visible Gaussians by depth once, then deal their instances out to the tiles in that order (a stable counting
 // sort by tile). Cheaper than sorting (tile, depth) keys: the long list is moved once instead of once per digit.
 #include <cstring>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Phase 3: blend each tile front to back. A block of pixels at a time, so that its running sums stay in registers; the instances of
 // a tile are dealt out to the lists of the blocks they touch, a batch at a time, and a block that is finished takes no more.
 #include <algorithm>

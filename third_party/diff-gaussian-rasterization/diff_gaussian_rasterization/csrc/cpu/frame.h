@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the phases of one render hand to each other. A Frame belongs to one render (one camera) until its backward pass is done, and
 // is then used again: in steady state nothing is allocated.
 //

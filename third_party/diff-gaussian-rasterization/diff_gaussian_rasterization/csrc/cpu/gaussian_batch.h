@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // LANES Gaussians at once: raw parameters in, activated values out. Shared by the projection and its adjoint, so that both see the
 // same numbers.
 #pragma once

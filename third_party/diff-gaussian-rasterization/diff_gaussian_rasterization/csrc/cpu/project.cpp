@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Phase 1: every Gaussian to a Splat record, or to "not visible"; then the tiles and blocks that each visible one touches.
 #include <stdexcept>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A vector of LANES floats with the widest registers of the target, in terms of GCC/Clang vector extensions; intrinsics only where
 // those have no word (FMA, square root, masks on AVX-512, transposed sums).
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the forward and backward tile loops share: where pixels are, and the one evaluation of a Gaussian at a block of pixels.
 #pragma once
 

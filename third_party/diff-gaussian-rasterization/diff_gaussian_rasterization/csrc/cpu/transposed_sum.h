@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Sum each of COUNT vectors over its lanes; write the COUNT sums side by side. Done as a tree that halves the lanes and packs two
 // vectors into one at each step, it costs about three instructions a vector instead of eight.
 #pragma once
