@@ -70,6 +70,8 @@ def write_glb(path: Path, points: np.ndarray, colours: np.ndarray | None) -> Pat
 
 @pytest.mark.parametrize("kind", ["ply", "las", "las with 8-bit colours", "laz", "glb"])
 def test_coloured_clouds(tmp_path, kept, surface, kind):
+    if kind == "laz":
+        pytest.importorskip("lazrs", reason="LAZ needs the package lazrs")
     points, colours = surface
     path = tmp_path / f"cloud.{kind.split()[0]}"
     if kind == "ply":
@@ -146,3 +148,10 @@ def test_what_cannot_be_used_is_refused(tmp_path, kept, surface):
     truncated.write_bytes(write_las(tmp_path / "whole.las", points, colours).read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"truncated\.las"):
         load_points(truncated, kept)
+
+
+def test_laz_without_its_package_says_what_to_install(tmp_path, kept, surface, monkeypatch):
+    path = write_las(tmp_path / "cloud.las", *surface).rename(tmp_path / "cloud.laz")
+    monkeypatch.setattr(laspy.LazBackend, "detect_available", classmethod(lambda cls: ()))
+    with pytest.raises(ValueError, match="pip install lazrs"):
+        load_points(path, kept)

@@ -146,6 +146,10 @@ def _read(path: Path, seed: int) -> _File:
 def _read_las(path: Path) -> _File:
     import laspy  # slow to import, and rarely needed
 
+    if path.suffix.lower() == ".laz" and not laspy.LazBackend.detect_available():
+        raise ValueError(
+            f"{path} is compressed, which needs one more package. Run: pip install lazrs"
+        )
     try:
         las = laspy.read(path)
     except (laspy.LaspyException, ValueError, OSError, RuntimeError) as error:
