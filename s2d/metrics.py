@@ -173,7 +173,9 @@ class Lpips:
         # The scaling layer: ImageNet normalisation, moved from [0, 1] to the [-1, 1] that LPIPS is defined on.
         shift = torch.tensor([-0.030, -0.088, -0.188])
         scale = torch.tensor([0.458, 0.448, 0.450])
+        # NHWC in memory, as the weights are: CPU convolutions take half the time.
         x = ((image.float() * 2 - 1 - shift) / scale).permute(2, 0, 1)[None]
+        x = x.contiguous(memory_format=torch.channels_last)
         pool_size = BACKBONES[self.net].pool_size
         taps = []
         for layer in BACKBONES[self.net].layers:
@@ -184,7 +186,7 @@ class Lpips:
             else:
                 key, stride, padding = layer
                 weight, bias = self.weights[f"{key}.weight"], self.weights[f"{key}.bias"]
-                x = F.relu(F.conv2d(x, weight, bias, stride, padding))
+                x = F.relu_(F.conv2d(x, weight, bias, stride, padding))
         return taps
 
 
@@ -204,6 +206,9 @@ def load_lpips(net: str, *, download: bool = True) -> Lpips:
         raise LpipsUnavailable(
             f"LPIPS: not available: the {BACKBONES[net].name} weights have no {absent[0]}.weight. Expected torchvision's key names."
         )
+    for layer in needed:
+        kernel = weights[f"{layer}.weight"]
+        weights[f"{layer}.weight"] = kernel.contiguous(memory_format=torch.channels_last)
     return Lpips(net, weights, heads)
 
 
