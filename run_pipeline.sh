@@ -127,6 +127,9 @@ stage() {
   run "$python" "$root/$script.py" "${arguments[@]}"
 }
 
+# torch's workers sleep between operations instead of spinning on the cores that the kernels' threads need.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+
 SECONDS=0
 run bash "$root/tools/setup_env.sh"
 stage stage0_point_guidance -s "$scene" -m "$out" ${views[@]+"${views[@]}"} ${seed[@]+"${seed[@]}"}

@@ -11,4 +11,5 @@ python=.venv/bin/python
 # Two test processes share the cores: without a limit each would start one thread per core.
 cores=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # no spinning between operations: there are always more threads than cores
 exec "$python" -m pytest -n 2 --dist loadfile "$@"
