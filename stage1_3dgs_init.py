@@ -16,6 +16,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from s2d.cameras import Cameras
+from s2d.checks import check_range
 from s2d.config import no_effect, run_script
 from s2d.densify import DensifyPolicy
 from s2d.files import atomic_write_json, atomic_write_text
@@ -95,7 +96,7 @@ class Config:
 
 def main(cfg: Config) -> Path:
     """Run stage 1; returns OUT/stage1."""
-    require_cpu(cfg.device)
+    check_config(cfg)
     stage0 = require_stage(cfg.model_dir, "stage0")
     split = Split.load(stage0.dir / "split.json")
     check_keep_flags(cfg, split, stage0)
@@ -113,6 +114,16 @@ def main(cfg: Config) -> Path:
         copy_results(stage.dir / name, cfg.stage1_meta_dir and cfg.stage1_meta_dir / name)
     copy_results(stage.dir / "renders", cfg.stage1_novel_render_dir)
     return cfg.model_dir / "stage1"
+
+
+def check_config(cfg: Config) -> None:
+    """Raise before anything is read or written."""
+    require_cpu(cfg.device)
+    check_range("sample_iteration", cfg.sample_iteration, 1)
+    check_range("checkpoint_every", cfg.checkpoint_every, 1)
+    check_range("max_init_points", cfg.max_init_points, 1)
+    check_range("sh_degree", cfg.sh_degree, 0, 3)
+    check_range("init_opacity", cfg.init_opacity, 0.01, 0.99)
 
 
 def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> TrainingRun:

@@ -22,6 +22,7 @@ from torch import Tensor
 from tyro.conf import arg
 
 from s2d.cameras import Cameras
+from s2d.checks import check_range
 from s2d.config import no_effect, run_script
 from s2d.densify import DensifyPolicy
 from s2d.files import atomic_write_json
@@ -109,7 +110,7 @@ class Config:
 
 def main(cfg: Config) -> Path:
     """Run stage 3; returns OUT/stage3."""
-    require_cpu(cfg.device)
+    check_config(cfg)
     stage0 = require_stage(cfg.model_dir, "stage0")
     start = cfg.start_checkpoint or stage1_checkpoint(cfg.model_dir)
     split = Split.load(stage0.dir / "split.json")
@@ -132,6 +133,14 @@ def main(cfg: Config) -> Path:
                 render_views(run.gaussians, novel, stage.dir / "renders")
             write_outputs(cfg, stage, run, split, kept, novel)
     return cfg.model_dir / "stage3"
+
+
+def check_config(cfg: Config) -> None:
+    """Raise before anything is read or written."""
+    require_cpu(cfg.device)
+    check_range("checkpoint_every", cfg.checkpoint_every, 1)
+    check_range("alpha", cfg.alpha, 0, 1)
+    check_range("beta", cfg.beta, 0, 1)
 
 
 def optimise(

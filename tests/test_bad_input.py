@@ -245,6 +245,23 @@ def test_a_typo_in_a_flag(capsys, scene, out, script):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("script", "flag", "value"),
+    [
+        (STAGE1, "--sample-iteration", "-5"),
+        (STAGE1, "--checkpoint-every", "0"),
+        (STAGE1, "--sh-degree", "4"),
+        (STAGE3, "--checkpoint-every", "0"),
+        (STAGE3, "--alpha", "1.5"),
+    ],
+)
+def test_a_number_out_of_its_range(capsys, scene, out, script, flag, value):
+    text = refusal(capsys, script, "-s", scene, "-m", out, flag, value)
+    assert flag[2:].replace("-", "_") in text
+    assert f"got {value}" in text
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("script", STAGES)
 def test_a_typo_in_a_preset(capsys, scene, out, script, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "CONFIG_DIR", tmp_path)
