@@ -16,7 +16,9 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,10 +90,13 @@ def run_script(
 ) -> None:
     """Run a script's `main` on its parsed config, and end the process the way a command should.
 
-    What a user can cause (ValueError, OSError) becomes one message and exit code 2; Ctrl-C says how to go on, exit code 130. Any other
-    exception is a defect of ours and keeps its traceback, as everything does with S2D_DEBUG=1.
+    What a user can cause (ValueError, OSError) becomes one message and exit code 2; Ctrl-C and a plain `kill` say how to go on, exit code
+    130. Any other exception is a defect of ours and keeps its traceback, as everything does with S2D_DEBUG=1.
     """
     setup_logging()
+    if threading.current_thread() is threading.main_thread():
+        # pycolmap answers SIGTERM with a screenful of stack trace; to us it is another Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(parse_config(cls, script, argv))
     except KeyboardInterrupt:

@@ -409,7 +409,7 @@ def uninterrupted(finished, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_optimisation_ends_like_an_uninterrupted_one(
     uninterrupted, finished, tmp_path, number, caplog
 ):
@@ -425,8 +425,8 @@ def test_an_interrupted_optimisation_ends_like_an_uninterrupted_one(
         time.sleep(0.005)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
-    if number == signal.SIGINT:
+    assert process.returncode == (-number if number == signal.SIGKILL else 130)
+    if number != signal.SIGKILL:
         assert (
             one_error(stderr) == "Stopped. Run the same command again to go on from where it was."
         )
