@@ -9,7 +9,7 @@ usage() {
   cat <<'TEXT'
 usage: bash run_pipeline.sh [-s SCENE] [-m OUT] [options]
 
-  -s SCENE               COLMAP scene (images/, sparse/0) or a folder with transforms.json   [demo/scene]
+  -s SCENE               COLMAP scene (images/, sparse/0) or a folder with transforms.json   [demo/study]
   -m OUT                 output folder, an ordinary 3DGS model folder                        [out/<name of SCENE>]
   --keep-every N         keep every Nth photo as input
   --keep-indices I,J,..  keep these photos (positions in name order)
@@ -75,7 +75,7 @@ while [ $# -gt 0 ]; do
 done
 
 if [ -z "$scene" ]; then
-  scene=$root/demo/scene
+  scene=$root/demo/study
   : "${out:=$root/out/demo}"
   case " ${views[*]-} " in *' --keep-'*) ;; *) views+=(--keep-count 6) ;; esac
 fi

@@ -6,7 +6,7 @@ Writes  OUT/stage1/ renders/<name>.png, train_indices.txt, novel_indices.txt, im
 
 Example
     python stage1_3dgs_init.py -s data/fern -m out/fern
-    python stage1_3dgs_init.py -s demo/scene -m out/demo --preset tiny      # seconds: to see that it runs
+    python stage1_3dgs_init.py -s demo/study -m out/demo --preset tiny      # seconds: to see that it runs
 """
 
 from dataclasses import dataclass

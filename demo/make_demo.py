@@ -4,7 +4,7 @@ Reads nothing. Writes OUT/images/IMG_0001.jpg ... and OUT/sparse/0/{cameras,imag
 
 Not part of the product's runtime: the photographs are in the repository. To make them again (demo/README.md has the versions):
 
-    python demo/make_demo.py --out demo/scene                           # everything
+    python demo/make_demo.py --out demo/study                           # everything
     python demo/make_demo.py --out /tmp/draft --spp 16 --scale 0.5 --views 1,12,24 --skip-sfm   # a look at a change
 """
 
@@ -294,7 +294,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "scene")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "study")
     parser.add_argument("--spp", type=int, default=24, help="paths per pixel")
     parser.add_argument("--scale", type=float, default=1.0, help="of the image size, for drafts")
     parser.add_argument("--views", default="", help="numbers from 1, with commas; default: all")

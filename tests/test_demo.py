@@ -10,7 +10,7 @@ import pycolmap
 import pytest
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
-SCENE = DEMO / "scene"
+SCENE = DEMO / "study"
 MODULES = (
     "make_demo",
     "desk",

@@ -46,7 +46,7 @@ def checkout(tmp_path, tiny_scene):
     (root / "tools" / "evaluate.py").symlink_to(ROOT / "tools" / "evaluate.py")
     for name in ("run_pipeline.sh", "s2d", "configs", *(f"{stage}.py" for stage in STAGES)):
         (root / name).symlink_to(ROOT / name)
-    for name in ("data/fern", "demo/scene"):
+    for name in ("data/fern", "demo/study"):
         shutil.copytree(tiny_scene, root / name)
     return root
 

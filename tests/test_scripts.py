@@ -61,7 +61,7 @@ def checkout(tmp_path):
     for preset in ("stage1_3dgs_init/tiny", "stage3_3dgs_mixed_opt/tiny", "stage1_3dgs_init/fine"):
         (root / f"configs/{preset}.yaml").parent.mkdir(parents=True, exist_ok=True)
         (root / f"configs/{preset}.yaml").touch()
-    (root / "demo/scene").mkdir(parents=True)
+    (root / "demo/study").mkdir(parents=True)
     (tmp_path / "data/my scene").mkdir(parents=True)
     return root
 
@@ -119,7 +119,7 @@ def test_flags_reach_the_stages_that_take_them(checkout):
 def test_without_arguments_it_is_the_demo_scene(checkout):
     code, stdout, stderr = run(checkout)
     assert code == 0, stderr
-    scene = ["-s", str(checkout / "demo/scene"), "-m", str(checkout / "out/demo")]
+    scene = ["-s", str(checkout / "demo/study"), "-m", str(checkout / "out/demo")]
     assert record(checkout)[0] == ["stage0_point_guidance.py", *scene, "--keep-count", "6"]
     assert str(checkout / "out/demo/report.html") in stdout
 
