@@ -1,6 +1,7 @@
 """What every test may use: seeded numbers, the devices that are there, a tiny scene, and folders of data where they exist."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 from tiny_scene import build_tiny_scene
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A test run in the background of a shell ignores Ctrl-C, and so would the processes that the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=DEVICES)
