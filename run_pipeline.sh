@@ -93,7 +93,7 @@ child=''
 stop() {
   trap '' INT TERM HUP
   if [ -n "$child" ]; then
-    kill -INT -- "-$child" 2>/dev/null || true
+    kill -TERM -- "-$child" 2>/dev/null || true # not INT: what a shell starts in the background ignores that
     wait "$child" 2>/dev/null || true
   fi
   printf '\nStopped. The same command goes on from where it was.\n' >&2

@@ -97,10 +97,6 @@ class Scene:
             self._cache[name] = image
         return self._cache[name]
 
-    def extent(self, names: Sequence[str] | None = None) -> float:
-        """Radius of the camera rig (of some views): largest distance of a camera from the mean centre, world units."""
-        return (self.cameras if names is None else self.cameras.select(names)).extent
-
     def subset(self, names: Sequence[str]) -> "Scene":
         """Make a scene that knows nothing but these views: their cameras, photos and observations.
 

@@ -34,8 +34,6 @@ def test_load_a_colmap_scene(tiny_scene):
     for name, (width, height) in zip(NAMES, SIZES, strict=True):
         assert scene.image(name).shape == (height, width, 3)
     assert scene.image(NAMES[0]) is scene.image(NAMES[0])
-    assert scene.extent() == pytest.approx(scene.cameras.extent)
-    assert scene.extent(KEPT) == pytest.approx(scene.cameras.select(KEPT).extent)
     with pytest.raises(KeyError, match="no view called"):
         scene.image("other.png")
 
@@ -393,4 +391,4 @@ def test_points_from_six_real_photos_agree_with_those_from_all(data_dir, name):
     assert float(errors.median()) < 0.4  # measured 0.12 to 0.29 px
     # Fewer photos leave depth less certain. Measured medians: 2.0 % of the rig's radius for fern (all cameras look one way), less elsewhere.
     distance = torch.cdist(points, scene.sfm.points).amin(1)
-    assert float(distance.median()) < 0.03 * scene.extent()
+    assert float(distance.median()) < 0.03 * scene.cameras.extent

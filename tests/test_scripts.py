@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BASH = shutil.which("bash")
 
 FAKE_SCRIPT = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as s2d.config.run_script does
 name = pathlib.Path(__file__).name
 with open(os.environ["RECORD"], "a") as record:
     print(json.dumps([name, *sys.argv[1:]]), file=record)
