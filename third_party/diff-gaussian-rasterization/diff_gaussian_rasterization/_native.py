@@ -12,7 +12,7 @@ import native_build
 from torch import Tensor
 
 CSRC = Path(__file__).parent / "csrc"
-SOURCES = ("project", "bin", "forward", "backward_tiles", "backward_project", "api")
+SOURCES = ("project", "bin", "forward", "backward_tiles", "backward_project", "count", "api")
 PHASES = ("project", "bin", "forward", "backward_tiles", "backward_project")
 MAX_IDLE_FRAMES = 4
 
@@ -74,6 +74,8 @@ def load_library(extra_flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     lib.s2d_frame_free.restype = None
     lib.s2d_frame_stats.argtypes = [_P, _P, _P]
     lib.s2d_frame_stats.restype = None
+    lib.s2d_frame_memory.argtypes = [_P, _P]
+    lib.s2d_frame_memory.restype = None
     return lib
 
 
@@ -124,6 +126,23 @@ class Frame:
         self.lib.s2d_frame_stats(self.handle, seconds, counts)
         times = {name: 1e3 * value for name, value in zip(PHASES, seconds, strict=True)}
         return {**times, "visible": counts[0], "instances": counts[1]}
+
+    def pairs(self) -> dict[str, int]:
+        """Count the (pixel, Gaussian) pairs of the last forward pass; see csrc/cpu/count.cpp. For benchmarks.
+
+        Returns:
+            "blended": those that any renderer must blend; "forward", "backward": those that the passes compute; "listed": those
+            of all blocks in the tile lists, as if no pixel were ever finished.
+        """
+        counts = (ctypes.c_int64 * 4)()
+        self.call(self.lib.s2d_frame_pairs, counts)
+        return dict(zip(("blended", "forward", "backward", "listed"), counts, strict=True))
+
+    def memory(self) -> dict[str, int]:
+        """Return the bytes that this workspace holds, by what they grow with. For benchmarks."""
+        sizes = (ctypes.c_int64 * 3)()
+        self.lib.s2d_frame_memory(self.handle, sizes)
+        return dict(zip(("gaussians", "instances", "image"), sizes, strict=True))
 
 
 # Of the last call in this process; for benchmarks.

@@ -63,6 +63,7 @@ class Buffer {
     return data_;
   }
   T* data() const { return data_; }
+  int64_t bytes() const { return static_cast<int64_t>(capacity_ * sizeof(T)); }
   T& operator[](size_t i) const { return data_[i]; }
 
  private:
