@@ -6,6 +6,7 @@ import oracles
 import pytest
 import torch
 from diff_gaussian_rasterization import GaussianRasterizationSettings, GaussianRasterizer
+from diff_gaussian_rasterization._C import fusedssim, fusedssim_backward, mark_visible
 from diff_gaussian_rasterization.general import rasterize_gaussians_raw
 from diff_gaussian_rasterization.reference import (
     BLUR,
@@ -13,6 +14,7 @@ from diff_gaussian_rasterization.reference import (
     _rotations,
     rasterize_reference,
 )
+from fused_ssim import ssim_map
 from torch import Tensor
 
 WIDTH, HEIGHT = 40, 30
@@ -66,6 +68,14 @@ def _arguments(scene: dict) -> dict:
         "scales": scene["log_scales"].exp(),
         "rotations": torch.nn.functional.normalize(scene["quats"], dim=1),
     }
+
+
+def _covariances(scene: dict, scale_modifier: float = 1.0) -> Tensor:
+    """Upper triangles of the 3D covariances in float64. [N, 6]"""
+    scales = scale_modifier * scene["log_scales"].double().exp()
+    half = _rotations(scene["quats"].double()) * scales[:, None]
+    cov = half @ half.mT
+    return torch.stack([cov[:, i, j] for i in range(3) for j in range(i, 3)], dim=1)
 
 
 def _depths(scene: dict) -> Tensor:
@@ -124,12 +134,7 @@ def test_given_covariances(scale_modifier: float) -> None:
     """Upper triangles: xx, xy, xz, yy, yz, zz. `scale_modifier` is already in them, so it must not be applied again."""
     scene = _scene()
     arguments = _arguments(scene)
-    half = (
-        _rotations(scene["quats"].double())
-        * (scale_modifier * scene["log_scales"].double().exp())[:, None]
-    )
-    cov = half @ half.mT
-    triangles = torch.stack([cov[:, i, j] for i in range(3) for j in range(i, 3)], dim=1).float()
+    triangles = _covariances(scene, scale_modifier).float()
     rasterizer = GaussianRasterizer(_settings(scene, scale_modifier=scale_modifier))
     from_scales, _, _ = rasterizer(**arguments)
     given = {**arguments, "scales": None, "rotations": None, "cov3D_precomp": triangles}
@@ -203,6 +208,75 @@ def test_gradients_through_the_activations(antialiasing: bool) -> None:
     oracles.assert_gradients_close(ours, truth, max_relative_l2=2e-5)  # measured 2e-6
 
 
+@pytest.mark.parametrize("antialiasing", [False, True])
+def test_gradients_through_given_covariances(antialiasing: bool) -> None:
+    """Against the twin in float64: the same raw leaves, their covariances made by torch in between.
+
+    Half of the splats lie far off the axis, where the Jacobian is clamped; some are needles.
+    """
+    scene = _scene(degree=0)
+    scene["means"][::2, :2] *= 3
+    scene["log_scales"][::3, 0] -= 4
+    names = ("means", "log_scales", "quats", "opacity_logits", "sh0")
+    weights = torch.randn(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5))
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        same = oracles.cast(scene, dtype)
+        leaves = {name: same[name].clone().requires_grad_() for name in names}
+        same.update(leaves)
+        if dtype == torch.float64:
+            if antialiasing:
+                opacity = same["opacity_logits"].sigmoid() * _compensation(same)
+                same["opacity_logits"] = torch.logit(opacity)
+            colour = rasterize_reference(**same).rgb[0].permute(2, 0, 1)
+        else:
+            arguments = {**_arguments(same), "scales": None, "rotations": None}
+            arguments["cov3D_precomp"] = _covariances(same).float()
+            settings = _settings(scene, antialiasing=antialiasing)
+            colour, _, _ = GaussianRasterizer(settings)(**arguments)
+        loss = (weights.to(dtype) * colour).sum()
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        results.append((colour.detach(), dict(zip(names, gradients, strict=True))))
+    (colour, ours), (truth, exact) = results
+    assert oracles.relative_l2(colour, truth) < 1e-6  # measured 1.1e-7
+    oracles.assert_gradients_close(ours, exact, max_relative_l2=1e-5)  # measured 1.1e-6
+
+
+def test_antialiasing_dims_given_covariances_as_much() -> None:
+    scene = _scene()
+    arguments = _arguments(scene)
+    settings = _settings(scene, antialiasing=True)
+    from_scales, _, inv_depth = GaussianRasterizer(settings)(**arguments)
+    given = {**arguments, "scales": None, "rotations": None}
+    given["cov3D_precomp"] = _covariances(scene).float()
+    from_covs, _, inv_depth_from_covs = GaussianRasterizer(settings)(**given)
+    assert oracles.relative_l2(from_covs, from_scales) < 1e-6  # measured 1.1e-7
+    assert oracles.relative_l2(inv_depth_from_covs, inv_depth) < 1e-6
+    sharp, _, _ = GaussianRasterizer(_settings(scene))(**given)
+    assert oracles.relative_l2(from_covs, sharp) > 1e-3
+
+
+def test_antialiased_covariances_that_cannot_be_drawn_stay_out() -> None:
+    scene = _scene(degree=0)
+    arguments = {**_arguments(scene), "scales": None, "rotations": None}
+    covariances = _covariances(scene).float()
+    covariances[0] = 0
+    covariances[1] = torch.tensor([1.0, 0, 0, 0, 0, 0])  # a line
+    covariances[2, 3] = float("nan")
+    covariances[3] = -1
+    arguments["means3D"] = arguments["means3D"].clone()
+    arguments["means3D"][4] = float("inf")
+    arguments["means3D"][5] = -scene["viewmats"][0, :3, :3].T @ scene["viewmats"][0, :3, 3]
+    arguments["cov3D_precomp"] = covariances
+    leaves = [x.requires_grad_() for x in arguments.values() if x is not None]
+    settings = _settings(scene, antialiasing=True)
+    colour, radii, inv_depth = GaussianRasterizer(settings)(**arguments)
+    assert radii[:6].tolist() == [0] * 6
+    assert torch.isfinite(colour).all()
+    for grad in torch.autograd.grad(colour.sum() + inv_depth.sum(), leaves, allow_unused=True):
+        assert grad is None or torch.isfinite(grad).all()
+
+
 def _compensation(scene: dict) -> Tensor:
     """sqrt(det(cov2d) / det(cov2d + 0.3)) with the twin's covariances. [N]"""
     coeffs = torch.cat([scene["sh0"], scene["shN"]], dim=1)
@@ -228,6 +302,72 @@ def test_gradient_of_means2d_is_in_half_images() -> None:
     expected = probe.grad[0] * torch.tensor([WIDTH / 2, HEIGHT / 2])
     assert oracles.relative_l2(arguments["means2D"].grad[:, :2], expected) < 1e-4
     assert not arguments["means2D"].grad[:, 2].any()
+
+
+@pytest.mark.parametrize("degree", [0, 2])
+def test_dc_apart_from_the_other_coefficients(degree: int) -> None:
+    """The style of 3DGS's accelerated branch: `dc` and `shs` as they are stored, nothing concatenated."""
+    scene = _scene(degree=degree)
+    weights = torch.randn(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5))
+    results = []
+    for apart in (False, True):
+        leaves = [scene[name].clone().requires_grad_() for name in ("sh0", "shN")]
+        colours = (
+            {"dc": leaves[0], "shs": leaves[1]} if apart else {"shs": torch.cat(leaves, dim=1)}
+        )
+        colour, *_ = GaussianRasterizer(_settings(scene))(**{**_arguments(scene), **colours})
+        results.append((colour, torch.autograd.grad((weights * colour).sum(), leaves)))
+    assert torch.equal(results[0][0], results[1][0])
+    for together, apart in zip(results[0][1], results[1][1], strict=True):
+        assert torch.equal(together, apart)
+    assert results[0][1][0].any()
+
+
+def test_dc_alone_is_degree_zero() -> None:
+    scene = _scene(degree=0)
+    arguments = {**_arguments(scene), "shs": None, "dc": scene["sh0"]}
+    colour, *_ = GaussianRasterizer(_settings(scene))(**arguments)
+    assert torch.equal(colour, GaussianRasterizer(_settings(scene))(**_arguments(scene))[0])
+    arguments["dc"] = arguments["dc"][:, :, :2]
+    with pytest.raises(ValueError, match=r"dc must be \[50, 1, 3\]"):
+        GaussianRasterizer(_settings(scene))(**arguments)
+    with pytest.raises(ValueError, match=r"dc must be .* dc counted and at least 4"):
+        GaussianRasterizer(_settings(scene, sh_degree=1))(**arguments)
+
+
+def test_settings_of_older_code_give_two_results() -> None:
+    """Before there was `antialiasing` there was no inverse depth: `image, radii = rasterizer(...)`."""
+    scene = _scene()
+    older = GaussianRasterizationSettings(*_settings(scene)[:-1])
+    colour, radii = GaussianRasterizer(older)(**_arguments(scene))
+    expected = GaussianRasterizer(_settings(scene))(**_arguments(scene))
+    assert torch.equal(colour, expected[0])
+    assert torch.equal(radii, expected[1])
+
+
+def test_visible_is_what_lies_beyond_the_near_plane() -> None:
+    scene = _scene()
+    scene["means"][::5] -= 5 * scene["viewmats"][0, 2, :3]  # behind the camera
+    settings = _settings(scene)
+    expected = _depths(scene) > 0.2
+    assert 0 < expected.sum() < 50
+    assert torch.equal(GaussianRasterizer(settings).markVisible(scene["means"]), expected)
+    visible = mark_visible(scene["means"], settings.viewmatrix, settings.projmatrix)
+    assert torch.equal(visible, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 17), (2, 3, 20, 17)])
+def test_ssim_in_two_halves(shape: tuple[int, ...]) -> None:
+    """`fusedssim` and `fusedssim_backward` are the value and the gradient of `fused_ssim.ssim_map`."""
+    g = torch.Generator().manual_seed(0)
+    image, truth, weights = (torch.rand(*shape, generator=g) for _ in range(3))
+    leaf = image.clone().requires_grad_()
+    values = ssim_map(leaf.reshape(-1, 3, 20, 17), truth.reshape(-1, 3, 20, 17)).reshape(shape)
+    assert torch.equal(fusedssim(0.01**2, 0.03**2, image, truth), values)
+    (expected,) = torch.autograd.grad((weights * values).sum(), leaf)
+    assert torch.equal(fusedssim_backward(0.01**2, 0.03**2, image, truth, weights), expected)
+    with pytest.raises(ValueError, match="Scale the images"):
+        fusedssim(6.5025, 58.5225, 255 * image, 255 * truth)
 
 
 def test_zero_scales_and_poison_stay_finite() -> None:
