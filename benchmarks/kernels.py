@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -135,10 +134,7 @@ def measure(workload: Workload, num_steps: int, limits: Limits) -> Measured:
         steps = [_milliseconds(lambda: take_step(workload)) for _ in range(num_steps)]
         phases: dict[str, list[float]] = {}
         for _ in range(num_steps):
-            with timed_phases(workload.run) as times:
-                times["step"] = _milliseconds(lambda: take_step(workload))
-            times["rest"] = 2 * times["step"] - sum(times.values())
-            for name, value in times.items():
+            for name, value in timed_step(workload).items():
                 phases.setdefault(name, []).append(value)
     touched = sum(work.bytes for work in step_work(counts).values())
     each = int(touched / 2 / limits.threads)  # a copy touches twice its size
@@ -162,16 +158,16 @@ def take_step(workload: Workload) -> None:
     training.record(run, loss)
 
 
-@contextmanager
-def timed_phases(run: training.TrainingRun) -> Iterator[dict[str, float]]:
-    """Collect the milliseconds of the phases of the one step that is taken inside the block.
+def timed_step(workload: Workload) -> dict[str, float]:
+    """Take a step; return the milliseconds of its phases, of the "rest" and of the whole "step".
 
     The kernels time themselves. The loss is timed from its call and, on the way back, from the gradient of the loss to that of
     the render.
     """
+    optimizer = workload.run.optimizer
     times: dict[str, float] = {}
     marks: dict[str, float] = {}
-    original_loss, original_step = training.photometric_loss, run.optimizer.step
+    original_loss, original_step = training.photometric_loss, optimizer.step
 
     def begin_backward(gradient: torch.Tensor) -> None:
         marks["loss"] = time.perf_counter()
@@ -187,7 +183,7 @@ def timed_phases(run: training.TrainingRun) -> Iterator[dict[str, float]]:
         rendered.register_hook(end_backward)
         return loss
 
-    def timed_step(*args: Any, **options: Any) -> Any:
+    def timed_optimizer(*args: Any, **options: Any) -> Any:
         start = time.perf_counter()
         out = original_step(*args, **options)
         times["optimiser"] = 1e3 * (time.perf_counter() - start)
@@ -195,10 +191,11 @@ def timed_phases(run: training.TrainingRun) -> Iterator[dict[str, float]]:
 
     with (
         mock.patch.object(training, "photometric_loss", timed_loss),
-        mock.patch.object(run.optimizer, "step", timed_step),
+        mock.patch.object(optimizer, "step", timed_optimizer),
     ):
-        yield times
-        times.update({name: _native.last_stats[name] for name in _native.PHASES})
+        step = _milliseconds(lambda: take_step(workload))
+    times.update({name: _native.last_stats[name] for name in _native.PHASES})
+    return {**times, "rest": step - sum(times.values()), "step": step}
 
 
 def count(workload: Workload) -> Counts:

@@ -1,11 +1,12 @@
 """Measure the kernels on this machine: what it can do at best, how long a training step takes, and where the time goes.
 
 Reads   nothing, or finished models (--model-dir), a 3DGS PLY (--ply), a scene's SfM points (--scene)
-Writes  nothing; prints tables. --json FILE keeps the numbers
+Writes  nothing; prints tables. --json FILE keeps the numbers, --svg FILE the chart of `scaling`
 
 Example
     python tools/benchmark.py machine                               # peak multiply-adds, copy bandwidth, two copies side by side
     python tools/benchmark.py kernels --model-dir out/fern out/fox  # whole training steps of real models; each phase against its limit
+    python tools/benchmark.py scaling                               # threads, pixels, Gaussians, memory
     python tools/benchmark.py step                                  # one synthetic step, and the plain PyTorch twin beside it
     python tools/benchmark.py step --scene $S2D_DATA/scenes/fern
 """
@@ -21,12 +22,13 @@ sys.path.insert(
 
 import tyro
 
-from benchmarks import kernels, machine, step
+from benchmarks import kernels, machine, scaling, step
 
 # Each measurement is a dataclass of settings, of which tyro makes a subcommand, and a module's main.
 MEASUREMENTS = {
     "machine": (machine.Machine, machine.main),
     "kernels": (kernels.Kernels, kernels.main),
+    "scaling": (scaling.Scaling, scaling.main),
     "step": (step.Step, step.main),
 }
 
