@@ -17,6 +17,8 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -72,22 +74,23 @@ def ssim(
     """
     dims = check_shape("image", image, ("H", "W", 3))
     check_shape("target", target, ("H", "W", 3), dims)
-    x, y = image.double().permute(2, 0, 1), target.double().permute(2, 0, 1)  # [3, H, W]
-    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
-    window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    window = window / window.sum()
+    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    window = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    window /= window.sum()
 
-    def blur(maps: Tensor) -> Tensor:  # [M, H, W] → [M, H, W]
-        pad = SSIM_WINDOW // 2
-        rows = F.conv2d(maps[:, None], window.view(1, 1, 1, -1), padding=(0, pad))
-        return F.conv2d(rows, window.view(1, 1, -1, 1), padding=(pad, 0))[:, 0]
+    def blur(plane: np.ndarray) -> np.ndarray:  # [H, W]
+        return cv2.sepFilter2D(plane, -1, window, window, borderType=cv2.BORDER_CONSTANT)
 
-    mean_x, mean_y, xx, yy, xy = blur(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
-    variance_x, variance_y = xx - mean_x**2, yy - mean_y**2
-    covariance = xy - mean_x * mean_y
-    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
-    structure = (2 * covariance + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
-    return float((luminance * structure).mean())
+    total = 0.0
+    for channel in range(3):  # one at a time stays in the cache
+        x, y = (picture[..., channel].double().numpy() for picture in (image, target))
+        mean_x, mean_y, xx, yy, xy = (blur(plane) for plane in (x, y, x * x, y * y, x * y))
+        variance_x, variance_y = xx - mean_x**2, yy - mean_y**2
+        covariance = xy - mean_x * mean_y
+        luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
+        structure = (2 * covariance + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
+        total += float((luminance * structure).mean())
+    return total / 3
 
 
 # ---------------------------------------------------------------------------------------------------------------- LPIPS
@@ -159,7 +162,7 @@ class Lpips:
         """Measure the learned perceptual distance; 0 is identical, lower is better. Images in [0, 1], no side below LPIPS_MIN_SIDE."""
         dims = check_shape("image", image, ("H", "W", 3))
         check_shape("target", target, ("H", "W", 3), dims)
-        key = hashlib.sha256(target.contiguous().numpy().tobytes()).hexdigest()
+        key = hashlib.sha256(target.contiguous().numpy()).hexdigest()
         if self._truth[0] != key:
             self._truth = (key, self._features(target))
         distance = 0.0
