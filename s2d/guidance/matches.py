@@ -21,6 +21,7 @@ MAX_RATIO = (
     0.85  # to the second best on the same epipolar line, which is already a strong restriction
 )
 MIN_ANGLE = 0.5  # degrees
+ROWS_AT_ONCE = 32  # of the table of all pairs: this much of it stays in the cache
 
 
 class SparsePoints(NamedTuple):
@@ -82,28 +83,47 @@ def _detect(grey: np.ndarray) -> _Features:
 
 def _match(a: _Features, b: _Features, F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of mutual best matches among the features near each other's epipolar line."""
-    if len(a.xys) == 0 or len(b.xys) < 2:
+    rows, columns = _near_epipolar_lines(a.xys, b.xys, F)
+    if len(rows) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    cosines = np.einsum("nd,nd->n", a.descriptors[rows], b.descriptors[columns])
+    distances = np.sqrt(np.maximum(2 - 2 * cosines, 0))
+    # By row and then by distance: the first of each row is its best, and what follows is its second best.
+    order = np.lexsort((distances, rows))
+    starts = np.flatnonzero(np.diff(rows[order], prepend=-1))
+    best = order[starts]
+    followed = np.diff(starts, append=len(order)) > 1
+    second = np.where(followed, distances[order[np.minimum(starts + 1, len(order) - 1)]], np.inf)
+    nearest_of_column = np.full(len(b.xys), np.inf, distances.dtype)
+    np.minimum.at(nearest_of_column, columns, distances)
+    good = (
+        (distances[best] < MAX_DISTANCE)
+        & (distances[best] < MAX_RATIO * np.minimum(second, 1.0))
+        & (distances[best] == nearest_of_column[columns[best]])
+    )
+    return rows[best[good]], columns[best[good]]
+
+
+def _near_epipolar_lines(
+    xys_a: np.ndarray, xys_b: np.ndarray, F: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of all pairs of features that lie within MAX_EPIPOLAR_PIXELS of each other's line: about one in a hundred."""
     homogeneous_a, homogeneous_b = (
-        np.concatenate([f.xys, np.ones((len(f.xys), 1))], 1) for f in (a, b)
+        np.concatenate([xys, np.ones((len(xys), 1))], 1) for xys in (xys_a, xys_b)
     )
     lines_b, lines_a = homogeneous_a @ F.T, homogeneous_b @ F
-    algebraic = np.abs(lines_b @ homogeneous_b.T)
-    longest = 1.0 / np.maximum(
-        np.minimum(
-            np.linalg.norm(lines_b[:, :2], axis=1)[:, None], np.linalg.norm(lines_a[:, :2], axis=1)
-        ),
-        1e-12,
+    # Divided by the length of a line's normal, the algebraic error is the distance to that line.
+    limit_b, limit_a = (
+        MAX_EPIPOLAR_PIXELS * np.maximum(np.linalg.norm(lines[:, :2], axis=1), 1e-12)
+        for lines in (lines_b, lines_a)
     )
-    distances = np.sqrt(np.maximum(2 - 2 * (a.descriptors @ b.descriptors.T), 0))
-    distances[algebraic * longest > MAX_EPIPOLAR_PIXELS] = np.inf
-    rows = np.arange(len(a.xys))
-    nearest = np.argpartition(distances, 1, axis=1)[:, :2]
-    two = np.sort(distances[rows[:, None], nearest], axis=1)
-    best = distances.argmin(1)
-    good = (
-        (two[:, 0] < MAX_DISTANCE)
-        & (two[:, 0] < MAX_RATIO * np.minimum(two[:, 1], 1.0))
-        & (distances.argmin(0)[best] == rows)
+    rows, columns = [], []
+    for first in range(0, len(xys_a), ROWS_AT_ONCE):
+        part = slice(first, first + ROWS_AT_ONCE)
+        error = np.abs(lines_b[part] @ homogeneous_b.T)
+        row, column = np.nonzero(error <= np.minimum(limit_b[part, None], limit_a))
+        rows.append(row + first)
+        columns.append(column)
+    return np.concatenate([*rows, np.zeros(0, np.int64)]), np.concatenate(
+        [*columns, np.zeros(0, np.int64)]
     )
-    return rows[good], best[good]
