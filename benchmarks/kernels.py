@@ -77,7 +77,8 @@ class Measured:
     """One workload's counts and times."""
 
     name: str
-    size: tuple[int, int]
+    size: str
+    """Of the images, for people."""
     counts: Counts
     steps: list[float]
     """Milliseconds of whole steps, nothing else being timed."""
@@ -138,9 +139,9 @@ def measure(workload: Workload, num_steps: int, limits: Limits) -> Measured:
                 phases.setdefault(name, []).append(value)
     touched = sum(work.bytes for work in step_work(counts).values())
     each = int(touched / 2 / limits.threads)  # a copy touches twice its size
-    size = (workload.cameras.width, workload.cameras.height)
+    sizes = sorted({f"{width}x{height}" for width, height in workload.cameras.sizes})
     bandwidth = copy(each, limits.threads)
-    return Measured(workload.name, size, counts, steps, phases, limits, bandwidth)
+    return Measured(workload.name, ", ".join(sizes), counts, steps, phases, limits, bandwidth)
 
 
 def take_step(workload: Workload) -> None:
@@ -224,9 +225,9 @@ def _milliseconds(function: Callable[[], None]) -> float:
 
 def phase_table(measured: Measured) -> Table:
     """Format one model's phases for a terminal."""
-    c, (width, height) = measured.counts, measured.size
+    c = measured.counts
     table = Table(
-        title=f"{measured.name}: {c.gaussians:,} Gaussians, {c.visible:,.0f} visible, {c.instances:,.0f} in tiles, {width}x{height}, "
+        title=f"{measured.name}: {c.gaussians:,} Gaussians, {c.visible:,.0f} visible, {c.instances:,.0f} in tiles, {measured.size}, "
         f"SH degree {c.degree}. Per pixel {c.blended / c.pixels:.1f} blended; visited {c.forward / c.pixels:.1f} forward, "
         f"{c.backward / c.pixels:.1f} backward",
         title_justify="left",
@@ -325,8 +326,7 @@ def to_json(measured: Measured) -> dict[str, Any]:
     }
     return {
         "name": measured.name,
-        "width": measured.size[0],
-        "height": measured.size[1],
+        "size": measured.size,
         "counts": asdict(measured.counts),
         "phases": phases,
         "step_median_ms": statistics.median(measured.steps),

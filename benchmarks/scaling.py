@@ -32,7 +32,7 @@ from s2d.files import atomic_write_json, atomic_write_text
 from s2d.rasterize import cpus_for_kernels, rasterize
 
 MIN_STEPS = 4
-FULL_HD = (1920, 1080)
+MANY, FULL_HD = 1_000_000, (1920, 1080)
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ def main(cfg: Scaling) -> None:
     console.print(_cost_table("synthetic, 504x377: other numbers of Gaussians", gaussians))
     console.print()
     console.print(_memory_table([*pixels, *gaussians]))
-    render = _render_million()
-    console.print(f"1,000,000 Gaussians at {FULL_HD[0]}x{FULL_HD[1]}: {render:.2f} s a render")
+    render = _render_many()
+    console.print(f"{MANY:,} Gaussians at {FULL_HD[0]}x{FULL_HD[1]}: {render:.2f} s a render")
     if cfg.json is not None:
         rows = {"threads": threads, "pixels": pixels, "gaussians": gaussians}
         payload = {name: [asdict(row) for row in group] for name, group in rows.items()}
-        atomic_write_json(cfg.json, {**describe(), **payload, "render_million_seconds": render})
+        atomic_write_json(cfg.json, {**describe(), **payload, "render_many_seconds": render})
     if cfg.svg is not None:
         atomic_write_text(cfg.svg, chart(pixels, gaussians))
 
@@ -189,9 +189,9 @@ def _step_times(workload: Workload, seconds: float) -> dict[str, float]:
     return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
-def _render_million() -> float:
+def _render_many() -> float:
     """Median seconds of a render without gradients, images and all."""
-    gaussians, camera = synthetic_gaussians(1_000_000), front_camera(*FULL_HD)
+    gaussians, camera = synthetic_gaussians(MANY), front_camera(*FULL_HD)
     times = []
     with torch.no_grad():
         for _ in range(6):
