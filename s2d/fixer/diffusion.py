@@ -1,0 +1,199 @@
+"""The fixer with a network: `difix` (a diffusion base from a folder) and `compact` (one small file) behind one interface.
+
+Images of any size: they are padded to what the network's halvings need and cropped back, and run in overlapping tiles where
+they are larger than `tile_size`. The reference photo is encoded once per photo, size and tile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s2d.checks import check_range, check_shape
+from s2d.fixer.interface import FixResult
+from s2d.fixer.tiles import pad_to_multiple, run_tiled
+
+if TYPE_CHECKING:  # diffusers takes seconds to import
+    from s2d.fixer.network.model import FixerModel
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Mean absolute change of colour by which the network has painted something else than it was shown.
+CHANGE = 0.25
+# Neighbouring tiles fade into each other over this part of a tile.
+OVERLAP_SHARE = 8
+# Latents are 1/48 of an image's bytes or less, so this is more than any scene's kept photos and tiles need.
+CACHE_BYTES = 256 * 2**20
+
+
+@dataclass
+class DiffusionFixer:
+    """Repairs views with a `FixerModel`; fulfils `interface.Fixer`. Make one with `load_compact_fixer` or `load_difix_fixer`."""
+
+    model: FixerModel
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: Precision = "fp32"
+    tile_size: int = 1024
+    """Longest side in pixels that runs in one piece; larger images run in tiles. Rounded up to the network's multiple."""
+    network_size: int | None = None
+    """Run at this square size and resize back, as S2D's released weights were trained (512). None keeps the image's size."""
+    _references: OrderedDict[tuple, Tensor] = field(default_factory=OrderedDict, repr=False)
+
+    def __post_init__(self) -> None:
+        check_range("tile_size", self.tile_size, low=64)
+        if self.network_size is not None:
+            check_range("network_size", self.network_size, low=64)
+        # Convolutions of channels-last tensors need no reordering: a quarter less time on a CPU.
+        self.model = self.model.to(
+            self.device, DTYPES[self.precision], memory_format=torch.channels_last
+        ).eval()
+        self.model.requires_grad_(False)
+
+    @torch.inference_mode()
+    def fix(
+        self,
+        rendered: Tensor,  # [H, W, 3]
+        guidance: Tensor,  # [H, W, 3]
+        coverage_mask: Tensor,  # [H, W, 1]
+        reference: Tensor,  # [H', W', 3]
+    ) -> FixResult:
+        """Repair a view. See `Fixer.fix`; the confidence falls where the network changed what it was shown."""
+        dims = check_shape("rendered", rendered, ("H", "W", 3))
+        check_shape("guidance", guidance, ("H", "W", 3), dims)
+        check_shape("coverage_mask", coverage_mask, ("H", "W", 1), dims)
+        check_shape("reference", reference, (None, None, 3))
+        height, width = rendered.shape[:2]
+        key = hashlib.sha256(reference.contiguous().numpy().tobytes()).digest()
+        images = [to_network(image) for image in (rendered, guidance)]
+        mask = coverage_mask.permute(2, 0, 1)[None]
+        photo = fit_photo(to_network(reference), height, width)
+        if self.network_size is not None:
+            square = (self.network_size, self.network_size)
+            images, photo = [resize(image, *square) for image in images], resize(photo, *square)
+            mask = F.interpolate(mask, square, mode="nearest-exact")
+        inner = images[0].shape[-2:]
+        render, points, mask, photo = (
+            self._on_device(pad_to_multiple(image, self.model.multiple))
+            for image in (*images, mask, photo)
+        )
+        mixed = self.model.mixing(render, points, mask)
+        multiple = self.model.multiple
+        tile = -(-self.tile_size // multiple) * multiple
+
+        def repair(rows: slice, columns: slice) -> Tensor:
+            crop = (..., rows, columns)
+            place = (key, height, width, rows.start, rows.stop, columns.start, columns.stop)
+            latents = self._reference_latents(place, photo[crop])
+            return self.model.repair(mixed[crop], latents[:, None]).float()
+
+        fixed = run_tiled(repair, *render.shape[-2:], tile, tile // OVERLAP_SHARE)
+        fixed, shown = (
+            image[..., : inner[0], : inner[1]].cpu().float().clamp(-1, 1)
+            for image in (fixed, mixed)
+        )
+        fixed, shown = (from_network(resize(image, height, width)) for image in (fixed, shown))
+        change = (fixed - shown).abs().mean(-1, keepdim=True)
+        return FixResult(
+            fixed, (coverage_mask > 0.5).float(), 1.0 - (change / CHANGE).clamp(max=1.0)
+        )
+
+    def _on_device(self, images: Tensor) -> Tensor:
+        return images.to(self.device, DTYPES[self.precision])
+
+    def _reference_latents(self, place: tuple, photo: Tensor) -> Tensor:
+        """Encode (part of) a reference photo, or remember what it gave. [1, c, h, w]"""
+        latents = self._references.pop(place, None)
+        if latents is None:
+            latents = self.model.encode(photo).latents
+        self._references[place] = latents  # at the end: the least recently used goes first
+        while sum(entry.nbytes for entry in self._references.values()) > CACHE_BYTES:
+            self._references.popitem(last=False)
+        return latents
+
+
+def load_compact_fixer(
+    weights: Path, device: str = "cpu", precision: Precision = "fp32", tile_size: int = 1536
+) -> DiffusionFixer:
+    """Load the compact fixer from its one file.
+
+    Raises:
+        FileNotFoundError, ValueError: No, or no usable weights; the message says what to do.
+    """
+    from s2d.fixer.network.compact import load_compact
+
+    return DiffusionFixer(load_compact(weights), torch.device(device), precision, tile_size)
+
+
+def load_difix_fixer(
+    base_model: str,
+    checkpoint: Path | None = None,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    tile_size: int = 1024,
+    network_size: int | None = None,
+) -> DiffusionFixer:
+    """Load a fixer on a diffusion base.
+
+    Args:
+        base_model: Folder of, or name of, nvidia/difix_ref or stabilityai/sd-turbo; a name must be in the local cache.
+        checkpoint: `.pkl` of S2D, Difix, img2img-turbo or train_artifact_fixer.py.
+        device, precision, tile_size, network_size: See `DiffusionFixer`.
+
+    Raises:
+        FileNotFoundError, ValueError: No, or no usable weights; the message says what to do.
+    """
+    from s2d.fixer.network.difix import load_difix
+
+    return DiffusionFixer(
+        load_difix(base_model, checkpoint),
+        torch.device(device),
+        precision,
+        tile_size,
+        network_size=network_size,
+    )
+
+
+def to_network(
+    image: Tensor,  # [H, W, C] in [0, 1]
+) -> Tensor:
+    """The layout and range inside networks: [1, C, H, W] in [-1, 1]."""
+    return image.permute(2, 0, 1)[None] * 2 - 1
+
+
+def from_network(
+    images: Tensor,  # [1, C, H, W] in [-1, 1]
+) -> Tensor:
+    """The inverse of `to_network`, clamped. [H, W, C] in [0, 1]"""
+    return (images[0].permute(1, 2, 0) / 2 + 0.5).clamp(0.0, 1.0)
+
+
+def resize(
+    images: Tensor,  # [B, C, H, W]
+    height: int,
+    width: int,
+) -> Tensor:
+    """Resize smoothly (bicubic, low-passed where it shrinks). [B, C, height, width]"""
+    if images.shape[-2:] == (height, width):
+        return images
+    return F.interpolate(images, (height, width), mode="bicubic", antialias=True)
+
+
+def fit_photo(
+    photo: Tensor,  # [1, 3, H', W']
+    height: int,
+    width: int,
+) -> Tensor:
+    """Scale a photo until it covers height × width and cut the middle out: nothing is stretched. [1, 3, height, width]"""
+    scale = max(height / photo.shape[-2], width / photo.shape[-1])
+    rows, columns = (round(side * scale) for side in photo.shape[-2:])
+    resized = resize(photo, max(rows, height), max(columns, width))
+    top, left = (resized.shape[-2] - height) // 2, (resized.shape[-1] - width) // 2
+    return resized[..., top : top + height, left : left + width]

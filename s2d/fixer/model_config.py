@@ -1,0 +1,135 @@
+"""What a fixer network is built from: one description for both sizes, stored with the compact model's weights.
+
+The numbers of the diffusion base (`difix`) come from its folder's config files; `COMPACT` below is our own small network.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from s2d.fixer.analytic import MixMode
+
+FORMAT = 1
+
+# Difix and S2D run the network at this one step of the noise schedule: alpha_bar = 0.755, a lightly noised image, which is
+# what a render with artifacts resembles most.
+TIMESTEP = 199
+
+
+@dataclass(frozen=True)
+class MixingConfig:
+    """How render and guidance become the one image that the network sees; see `mixing`."""
+
+    kind: Literal["fixed", "learned"] = "fixed"
+    guidance_share: float = 0.5
+    """g: the share of the guidance where points project; `learned` starts from it."""
+    mode: MixMode = "mask"
+    """fixed: mix where points project, or everywhere with holes black."""
+    feather: float = 0.0
+    """fixed: softness of the mask's edge in pixels."""
+    match_gain: bool = False
+    """fixed: match the guidance's brightness to the render's."""
+    width: int = 64
+    """learned: size of a token."""
+    heads: int = 4
+    """learned: heads of the cross-attention."""
+    stride: int = 8
+    """learned: pixels per token along each axis."""
+    features: str = "conv"
+    """learned: `conv` (trained along), or the folder of a transformers vision model such as DINOv2 (frozen)."""
+
+
+@dataclass(frozen=True)
+class FixerConfig:
+    """One fixer network."""
+
+    unet: dict[str, Any]
+    """Arguments of diffusers' UNet2DConditionModel."""
+    vae: dict[str, Any]
+    """Arguments of diffusers' AutoencoderKL."""
+    scheduler: dict[str, Any]
+    """Arguments of diffusers' DDPMScheduler; only its noise schedule is used."""
+    timestep: int = TIMESTEP
+    skip_gamma: float = 1.0
+    """Factor on the encoder's activations that the decoder adds."""
+    skip_init: float | None = 1e-5
+    """Constant that untrained skip convolutions hold; None draws them at random, for training from scratch."""
+    residual: bool = False
+    """The decoder paints a correction to the mixed image instead of the image; it starts at zero."""
+    prompt: str | None = "remove degradation"
+    """Text condition; None is a zero embedding, which needs no text encoder."""
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads."""
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> "FixerConfig":
+        """Read what `to_json` wrote; `source` names the file in errors.
+
+        Raises:
+            ValueError: Not JSON, another format number, or keys that are missing or unknown.
+        """
+        try:
+            values = json.loads(text)
+            number = values.pop("format")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{source}: the fixer's description is not readable ({type(error).__name__}: {error}). "
+                "Download or train the weights again."
+            ) from error
+        if number != FORMAT:
+            raise ValueError(
+                f"{source}: the fixer's description has format {number}; this version reads format {FORMAT}. "
+                "Update S2D, or use the weights that came with it."
+            )
+        try:
+            return cls(**{**values, "mixing": MixingConfig(**values["mixing"])})
+        except (TypeError, KeyError) as error:
+            known = ", ".join(entry.name for entry in fields(cls))
+            raise ValueError(
+                f"{source}: the fixer's description does not fit ({error}). Known keys: {known}."
+            ) from error
+
+
+# The noise schedule of Stable Diffusion, which the compact model shares.
+SD_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+}
+
+# Our own network. Widths: 8.4 M parameters are 17 MB in half precision; at full resolution a convolution costs what memory
+# traffic costs, so those layers are narrow. Only the first UNet block attends at 1/8 of the image's size, where details of the
+# reference still stand apart: each layer there costs as much as all coarser ones together.
+COMPACT = FixerConfig(
+    unet={
+        "in_channels": 16,
+        "out_channels": 16,
+        "block_out_channels": (64, 128, 128),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 8,
+        "attention_head_dim": (2, 4, 4),  # diffusers' name for the number of heads
+        "cross_attention_dim": 8,
+        "use_linear_projection": True,
+    },
+    vae={
+        "block_out_channels": (24, 48, 64, 96),
+        "layers_per_block": 1,
+        "latent_channels": 16,
+        "norm_num_groups": 8,
+        "scaling_factor": 1.0,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "mid_block_add_attention": False,
+    },
+    scheduler=SD_SCHEDULER,
+    skip_init=None,
+    residual=True,
+    prompt=None,
+)

@@ -1,0 +1,139 @@
+"""The fixer network: mix, encode, one step of denoising next to the reference, decode with skips.
+
+Closed form of the one step, at the fixed timestep t with a = alpha_bar[t] and predicted noise e: x0 = (z - sqrt(1-a)·e) / sqrt(a).
+No noise is added to z: the artifacts are the noise.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from s2d.fixer.mixing import make_mixing
+from s2d.fixer.model_config import FixerConfig
+from s2d.fixer.network.vae import SkipAutoencoder
+from s2d.fixer.network.views import MultiViewUNet
+
+
+class Encoding(NamedTuple):
+    """What the VAE's encoder says about images."""
+
+    latents: Tensor  # [B, c, h, w], scaled
+    skips: list[Tensor]  # inputs of the down blocks, largest first
+
+
+class FixerModel(nn.Module):
+    """One architecture for every size of fixer; `config` says which.
+
+    Args:
+        config: The description that the weights come with.
+        unet, vae: Built from the description; see `build_model`.
+        prompt: Embedding of the prompt; a constant, since the prompt is. [L, D]
+    """
+
+    def __init__(
+        self, config: FixerConfig, unet: MultiViewUNet, vae: SkipAutoencoder, prompt: Tensor
+    ) -> None:
+        super().__init__()
+        scheduler = DDPMScheduler(**config.scheduler)
+        if scheduler.config.prediction_type != "epsilon":
+            raise ValueError(
+                f"The scheduler predicts {scheduler.config.prediction_type}; the one-step fixer needs epsilon. "
+                "Use stabilityai/sd-turbo or nvidia/difix_ref as the base."
+            )
+        self.config = config
+        self.unet = unet
+        self.vae = vae
+        self.mixing = make_mixing(config.mixing)
+        alpha_bar = float(scheduler.alphas_cumprod[config.timestep])
+        self.signal, self.noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        self.register_buffer("prompt", prompt, persistent=False)
+
+    @property
+    def multiple(self) -> int:
+        """Height and width must be multiples of this: every halving of VAE and UNet comes out even."""
+        halvings = (
+            len(self.vae.config.block_out_channels) + len(self.unet.config.block_out_channels) - 2
+        )
+        stride = self.config.mixing.stride if self.config.mixing.kind == "learned" else 1
+        return math.lcm(2**halvings, stride)
+
+    def encode(
+        self,
+        images: Tensor,  # [B, 3, H, W] in [-1, 1]
+    ) -> Encoding:
+        """Encode images. Of references only the latents are needed: keep those, they are small."""
+        return Encoding(*self.vae.encode_with_skips(images))
+
+    def denoise(
+        self,
+        latents: Tensor,  # [B, V, c, h, w], view 0 is the one to repair
+    ) -> Tensor:
+        """Predict the clean latents of view 0. [B, c, h, w]"""
+        noise = self.unet.predict(latents, self.config.timestep, self.prompt)
+        return (latents[:, 0] - self.noise * noise[:, 0]) / self.signal
+
+    def repair(
+        self,
+        mixed: Tensor,  # [B, 3, H, W] in [-1, 1]
+        references: Tensor | None = None,  # [B, R, c, h, w]
+    ) -> Tensor:
+        """Repair a mixed image with the latents of any number R of reference photos. [B, 3, H, W]
+
+        Not clamped: training wants the gradient of values that overshoot.
+        """
+        latents, skips = self.encode(mixed)
+        views = latents[:, None]
+        if references is not None:
+            views = torch.cat([views, references], dim=1)
+        painted = self.vae.decode_with_skips(self.denoise(views), skips)
+        return mixed + painted if self.config.residual else painted
+
+    def forward(
+        self,
+        rendered: Tensor,  # [B, 3, H, W] in [-1, 1]
+        guidance: Tensor,  # [B, 3, H, W] in [-1, 1]
+        coverage_mask: Tensor,  # [B, 1, H, W] 0 or 1
+        references: Tensor | None = None,  # [B, R, 3, H, W] in [-1, 1]
+    ) -> Tensor:
+        """Repair renders: what training runs. [B, 3, H, W], not clamped
+
+        Args:
+            rendered: Renders with artifacts; H and W multiples of `multiple`. [B, 3, H, W]
+            guidance: The point cloud from the same cameras, -1 (black) where nothing projects. [B, 3, H, W]
+            coverage_mask: 1 where a point projects. [B, 1, H, W]
+            references: Nearby photos of the same size, R per render. [B, R, 3, H, W]
+        """
+        latents = None
+        if references is not None:
+            latents = self.encode(references.flatten(0, 1)).latents
+            latents = latents.unflatten(0, references.shape[:2])
+        return self.repair(self.mixing(rendered, guidance, coverage_mask), latents)
+
+
+def build_model(config: FixerConfig, prompt: Tensor | None = None) -> FixerModel:
+    """Build a network with random weights; one that paints a correction starts with none.
+
+    Args:
+        config: What to build.
+        prompt: Embedding of the prompt; a zero where the description has no prompt. [L, D]
+    """
+    unet = MultiViewUNet(**config.unet)
+    vae = SkipAutoencoder(config.skip_gamma, config.skip_init, **config.vae)
+    if config.residual:
+        nn.init.zeros_(vae.decoder.conv_out.weight)
+        nn.init.zeros_(vae.decoder.conv_out.bias)
+    if prompt is None:
+        prompt = zero_prompt(config)
+    return FixerModel(config, unet, vae, prompt)
+
+
+def zero_prompt(config: FixerConfig) -> Tensor:
+    """The embedding that says nothing. [1, D]"""
+    if config.prompt is not None:
+        raise ValueError(
+            f"The prompt {config.prompt!r} needs its embedding: load the model from a folder with a text encoder."
+        )
+    return torch.zeros(1, config.unet["cross_attention_dim"])
