@@ -26,7 +26,7 @@ from s2d.guidance.mvs import reconstruct
 from s2d.guidance.points import load_points
 from s2d.guidance.render import render_cloud
 from s2d.guidance.scene_glb import write_scene_glb
-from s2d.images import write_image
+from s2d.images import image_writer
 from s2d.log import logger, progress
 from s2d.model_folder import copy_results, render_name
 from s2d.ply_io import write_points_ply
@@ -152,12 +152,12 @@ def choose_views(cfg: Config, scene: Scene) -> Split:
 def draw_guidance(found: Reconstruction, novel: Cameras, stage_dir: Path) -> float:
     """Write guidance and coverage at every novel camera; returns the mean coverage."""
     total = 0.0
-    with progress(len(novel), "draw") as bar:
+    with image_writer() as write, progress(len(novel), "draw") as bar:
         for row, camera in enumerate(novel):
             picture = render_cloud(found.cloud, camera)
             name = render_name(camera.names[0])
-            write_image(stage_dir / "guidance" / name, picture.rgb)
-            write_image(stage_dir / "coverage" / name, picture.coverage.float())
+            write(stage_dir / "guidance" / name, picture.rgb)
+            write(stage_dir / "coverage" / name, picture.coverage.float())
             total += float(picture.coverage.float().mean())
             bar.update(row + 1, coverage=total / (row + 1))
     return total / max(len(novel), 1)

@@ -19,7 +19,7 @@ from tyro.conf import arg
 from s2d.cameras import Cameras
 from s2d.config import no_effect, run_script
 from s2d.fixer.analytic import AnalyticFixer, MixMode
-from s2d.images import list_images, read_image, write_image
+from s2d.images import image_writer, list_images, read_image
 from s2d.log import logger, progress
 from s2d.model_folder import copy_results, kept_views, render_name
 from s2d.split import Split
@@ -106,7 +106,7 @@ def fix_views(cfg: Config, stage: Stage, views: dict[str, ViewFiles]) -> None:
     fixer = AnalyticFixer(cfg.guidance_share, cfg.mode, cfg.feather, cfg.match_gain)
     for part in RESULTS:
         (stage.scratch / part).mkdir(exist_ok=True)
-    with progress(len(views), "stage 2") as bar:
+    with image_writer() as write, progress(len(views), "stage 2") as bar:
         for done, (name, view) in enumerate(views.items(), start=1):
             targets = [stage.scratch / part / name for part in RESULTS]
             if not all(target.exists() for target in targets):
@@ -118,7 +118,7 @@ def fix_views(cfg: Config, stage: Stage, views: dict[str, ViewFiles]) -> None:
                 for target, image in zip(
                     targets, (result.fixed, result.mask, result.confidence), strict=True
                 ):
-                    write_image(target, image)
+                    write(target, image)
             bar.update(done)
     for part in RESULTS:
         os.replace(stage.scratch / part, stage.dir / part)

@@ -55,12 +55,14 @@ class Cameras:
             range(len(self))[i] for i in chosen
         ]  # negative indices count from the end; outside: IndexError
         at = torch.tensor(rows, dtype=torch.long, device=self.viewmats.device)
-        return Cameras(
-            viewmats=self.viewmats[at],
-            Ks=self.Ks[at],
-            sizes=tuple(self.sizes[i] for i in rows),
-            names=tuple(self.names[i] for i in rows),
-        )
+        # Rows of valid cameras are valid, unless one is there twice: a training step has no time to look at all else again.
+        picked = object.__new__(Cameras)
+        object.__setattr__(picked, "viewmats", self.viewmats[at])
+        object.__setattr__(picked, "Ks", self.Ks[at])
+        object.__setattr__(picked, "sizes", tuple(self.sizes[i] for i in rows))
+        object.__setattr__(picked, "names", tuple(self.names[i] for i in rows))
+        picked._check_names()
+        return picked
 
     @property
     def width(self) -> int:
@@ -228,11 +230,7 @@ class Cameras:
                 f"Cameras: expected viewmats [{count}, 4, 4], Ks [{count}, 3, 3] and {count} sizes for {count} names, got "
                 f"{list(self.viewmats.shape)}, {list(self.Ks.shape)} and {len(self.sizes)}."
             )
-        if len(set(self.names)) != count:
-            twice = next(name for name in self.names if self.names.count(name) > 1)
-            raise ValueError(
-                f"Cameras: the name {twice!r} occurs more than once. Names must be unique."
-            )
+        self._check_names()
         if count == 0:
             return
         viewmats, Ks = self.viewmats.detach().double().cpu(), self.Ks.detach().double().cpu()
@@ -254,6 +252,13 @@ class Cameras:
         self._require(
             torch.tensor([w > 0 and h > 0 for w, h in self.sizes]), "must have width and height > 0"
         )
+
+    def _check_names(self) -> None:
+        if len(set(self.names)) != len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise ValueError(
+                f"Cameras: the name {twice!r} occurs more than once. Names must be unique."
+            )
 
     def _require(self, good: Tensor, problem: str) -> None:
         if not bool(good.all()):

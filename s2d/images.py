@@ -4,6 +4,10 @@ Notation: an *image* is float32 [H, W, 3], sRGB, in [0, 1]. A file's *size* is (
 orientation has been applied, which is how people see the photo.
 """
 
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +20,10 @@ from torch import Tensor
 from s2d.files import atomic_write_bytes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+
+MAX_PENDING_IMAGES = (
+    8  # of an `image_writer`: bounds its memory where writing is slower than making
+)
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -157,6 +165,25 @@ def write_image(
     _, encoded = cv2.imencode(suffix, np.ascontiguousarray(pixels), options)
     atomic_write_bytes(path, encoded.tobytes())
     return path
+
+
+@contextmanager
+def image_writer() -> Iterator[Callable[[Path, Tensor], None]]:
+    """Hand out a `write_image` that works on another thread while the next image is computed; all are written when the block ends.
+
+    Whatever one of them raises is raised by a later call or at the end of the block. Images must not be changed afterwards.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        pending: deque[Future] = deque()
+
+        def write(path: Path, image: Tensor) -> None:
+            pending.append(thread.submit(write_image, path, image))
+            if len(pending) > MAX_PENDING_IMAGES:
+                pending.popleft().result()
+
+        yield write
+        for future in pending:
+            future.result()
 
 
 def resize_image(

@@ -41,6 +41,8 @@ def test_indexing_gives_cameras():
     assert len(cameras[[]]) == 0
     with pytest.raises(IndexError):
         cameras[4]
+    with pytest.raises(ValueError, match=r"'2.png' occurs more than once"):
+        cameras[[2, 0, 2]]
 
 
 def test_centers_and_extent():

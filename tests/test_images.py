@@ -6,7 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
-from s2d.images import image_info, list_images, read_image, resize_image, write_image
+from s2d.images import (
+    image_info,
+    image_writer,
+    list_images,
+    read_image,
+    resize_image,
+    write_image,
+)
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (7, 9, 3), np.uint8)
@@ -140,3 +147,20 @@ def test_list_images_sorts_and_skips_hidden_and_other_files(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert list_images(tmp_path) == ["a.png", "b.JPG", "sub/c.webp"]
+
+
+def test_the_image_writer_has_written_everything_when_its_block_ends(tmp_path):
+    images = [torch.full((3, 4, 3), k / 255) for k in range(20)]  # more than may be pending
+    with image_writer() as write:
+        for k, image in enumerate(images):
+            write(tmp_path / "deep" / f"{k}.png", image)
+    for k, image in enumerate(images):
+        assert torch.equal(read_image(tmp_path / "deep" / f"{k}.png"), image)
+
+
+def test_the_image_writer_raises_what_went_wrong_on_its_thread(tmp_path):
+    bad = pytest.raises(ValueError, match=r"bad\.png has 1 non-finite values")
+    with bad, image_writer() as write:
+        write(tmp_path / "bad.png", torch.tensor([[0.5, torch.nan]]))
+        write(tmp_path / "good.png", torch.zeros(2, 2))
+    assert (tmp_path / "good.png").is_file()

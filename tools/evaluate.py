@@ -33,11 +33,11 @@ from s2d.files import atomic_write_json
 from s2d.gaussians import Gaussians, load_checkpoint
 from s2d.guidance.cloud import SurfaceCloud
 from s2d.guidance.render import render_cloud
-from s2d.images import read_image, write_image
+from s2d.images import image_writer, read_image
 from s2d.log import logger, progress
 from s2d.metrics import LPIPS_MIN_SIDE, Lpips, LpipsUnavailable, load_lpips, psnr, ssim
 from s2d.model_folder import render_name
-from s2d.rasterize import rasterize
+from s2d.rasterize import cpus_for_kernels, rasterize
 from s2d.report import (
     ReportContent,
     StageRecord,
@@ -171,13 +171,18 @@ def render_test_views(run: Run) -> None:
     run.test = {name: {} for name in cameras.names}
     for stage, gaussians in models.items():
         folder = run.model_dir / "test" / f"ours_{run.manifests[stage].info['iteration']}"
-        with progress(len(cameras), f"test views, {stage}") as bar:
+        # Scoring follows, with one large block of memory after the other: what the loop frees is kept for it, too.
+        with (
+            cpus_for_kernels(),
+            image_writer() as write,
+            progress(len(cameras), f"test views, {stage}") as bar,
+        ):
             for done, camera in enumerate(cameras, start=1):
                 name = camera.names[0]
                 photo = folder / "gt" / render_name(name)
                 picture = folder / "renders" / render_name(name)
-                write_image(photo, run.truth(name))
-                write_image(picture, rasterize(gaussians, camera).rgb[0])
+                write(photo, run.truth(name))
+                write(picture, rasterize(gaussians, camera).rgb[0])
                 run.test[name] |= {"truth": photo, stage: picture}
                 bar.update(done)
     add_test_guidance(run, cameras)
@@ -203,10 +208,11 @@ def add_test_guidance(run: Run, cameras: Cameras) -> None:
     coverage_dir = run.model_dir / "test" / "coverage"
     if unseen:
         cloud = SurfaceCloud.load(stage0.dir / "surface.npz")
-    for camera in cameras.select(unseen):
-        guidance = render_cloud(cloud, camera)
-        write_image(guidance_dir / render_name(camera.names[0]), guidance.rgb)
-        write_image(coverage_dir / render_name(camera.names[0]), guidance.coverage.float())
+    with image_writer() as write:
+        for camera in cameras.select(unseen):
+            guidance = render_cloud(cloud, camera)
+            write(guidance_dir / render_name(camera.names[0]), guidance.rgb)
+            write(coverage_dir / render_name(camera.names[0]), guidance.coverage.float())
     for name in cameras.names:
         picture = render_name(name)
         if name in unseen:

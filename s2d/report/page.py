@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from string import Template
@@ -56,9 +57,10 @@ def write_report(path: Path, content: ReportContent, max_mb: float = DEFAULT_MAX
     shown = list(content.views)
     encoded: dict[str, dict[str, str]] = {}
     while True:
-        for view in shown:
-            if view.name not in encoded:
-                encoded[view.name] = _encode_view(view)
+        missing = [view for view in shown if view.name not in encoded]
+        with ThreadPoolExecutor() as threads:  # OpenCV works outside Python's lock
+            names = [view.name for view in missing]
+            encoded |= zip(names, threads.map(_encode_view, missing), strict=True)
         size = sum(len(uri) for view in shown for uri in encoded[view.name].values())
         if size <= budget or len(shown) <= 2:
             break
