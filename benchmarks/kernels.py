@@ -22,8 +22,8 @@ from benchmarks.machine import (
     limits_json,
     limits_table,
     measure_limits,
-    wide_console,
 )
+from benchmarks.tables import Printer
 from benchmarks.workloads import (
     Workload,
     camera_before,
@@ -67,6 +67,8 @@ class Kernels:
     height: int = 377
     steps: int = 80
     """Measured training steps, and as many again whose phases are timed."""
+    markdown: bool = False
+    """Print Markdown, for docs."""
     json: Path | None = None
     """Also write all numbers to this file."""
     seed: int = 0
@@ -92,16 +94,15 @@ class Measured:
 def main(cfg: Kernels) -> None:
     """Measure and print; one table per model."""
     torch.manual_seed(cfg.seed)
-    console = wide_console()
+    printer = Printer(cfg.markdown)
     limits = measure_limits()
-    console.print(limits_table(limits))
+    printer.table(limits_table(limits))
     results = []
     for workload in _workloads(cfg):
         measured = measure(workload, cfg.steps, limits)
-        console.print()
-        console.print(phase_table(measured))
+        printer.table(phase_table(measured))
         for line in summary(measured):
-            console.print(line, highlight=False)
+            printer.line(line)
         results.append(measured)
     if cfg.json is not None:
         payload = {

@@ -15,9 +15,9 @@ from pathlib import Path
 import native_build
 from diff_gaussian_rasterization import _native
 from native_build import compilers
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.tables import Printer
 from s2d.files import atomic_write_json
 from s2d.log import describe_machine
 
@@ -32,6 +32,8 @@ REPEATS = 5
 class Machine:
     """Peak FMA rate, copy bandwidth and the ratio of two copies of the peak test side by side."""
 
+    markdown: bool = False
+    """Print Markdown, for docs."""
     json: Path | None = None
     """Also write the numbers to this file."""
 
@@ -65,15 +67,9 @@ class Limits:
 def main(cfg: Machine) -> None:
     """Measure and print."""
     limits = measure_limits()
-    wide_console().print(limits_table(limits))
+    Printer(cfg.markdown).table(limits_table(limits))
     if cfg.json is not None:
         atomic_write_json(cfg.json, {**describe(), **limits_json(limits)})
-
-
-def wide_console() -> Console:
-    """A console whose tables are not squeezed to 80 columns in a file or a pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
 
 
 def measure_limits(threads: int | None = None) -> Limits:

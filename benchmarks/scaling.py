@@ -18,8 +18,9 @@ from rich.table import Table
 
 from benchmarks.kernel_model import Counts
 from benchmarks.kernels import LABELS, WARM_UP, count, timed_step
-from benchmarks.machine import LARGE, copy, describe, peak, wide_console
+from benchmarks.machine import LARGE, copy, describe, peak
 from benchmarks.plot import Line, plot_svg
+from benchmarks.tables import Printer
 from benchmarks.workloads import (
     Workload,
     front_camera,
@@ -47,6 +48,8 @@ class Scaling:
     """Numbers of made-up Gaussians at 504x377; they shrink as they grow in number, so that they cover the same surfaces."""
     seconds: float = 1.0
     """Time for the steps of each setting."""
+    markdown: bool = False
+    """Print Markdown, for docs."""
     json: Path | None = None
     """Also write all numbers to this file."""
     svg: Path | None = None
@@ -86,21 +89,18 @@ class Threads:
 def main(cfg: Scaling) -> None:
     """Measure and print four tables."""
     torch.manual_seed(cfg.seed)
-    console = wide_console()
+    printer = Printer(cfg.markdown)
     base = _base(cfg.model_dir)
     with cpus_for_kernels():
         threads = _over_threads(base, cfg.seconds)
-    console.print(_thread_table(base.name, threads))
+    printer.table(_thread_table(base.name, threads))
     pixels = [_alone(_measure_width, cfg, width) for width in cfg.widths]
-    console.print()
-    console.print(_cost_table(f"{base.name}: the same view at other sizes", pixels))
+    printer.table(_cost_table(f"{base.name}: the same view at other sizes", pixels))
     gaussians = [_alone(_measure_number, cfg, number) for number in cfg.gaussians]
-    console.print()
-    console.print(_cost_table("synthetic, 504x377: other numbers of Gaussians", gaussians))
-    console.print()
-    console.print(_memory_table([*pixels, *gaussians]))
+    printer.table(_cost_table("synthetic, 504x377: other numbers of Gaussians", gaussians))
+    printer.table(_memory_table([*pixels, *gaussians]))
     render = _render_many()
-    console.print(f"{MANY:,} Gaussians at {FULL_HD[0]}x{FULL_HD[1]}: {render:.2f} s a render")
+    printer.line(f"{MANY:,} Gaussians at {FULL_HD[0]}x{FULL_HD[1]}: {render:.2f} s a render")
     if cfg.json is not None:
         rows = {"threads": threads, "pixels": pixels, "gaussians": gaussians}
         payload = {name: [asdict(row) for row in group] for name, group in rows.items()}

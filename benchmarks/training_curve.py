@@ -31,8 +31,9 @@ from tyro.conf import arg
 
 import stage0_point_guidance
 import stage1_3dgs_init
-from benchmarks.machine import describe, wide_console
+from benchmarks.machine import describe
 from benchmarks.plot import Line, plot_svg
+from benchmarks.tables import Printer
 from s2d.config import run_script
 from s2d.files import atomic_write_json, atomic_write_text
 from s2d.gaussians import Gaussians
@@ -67,6 +68,8 @@ class Config:
     seed: int = 0
     every: float = 2.0
     """Seconds of training between two evaluations."""
+    markdown: bool = False
+    """Print Markdown, for docs."""
     json: Path | None = None
     """Write the curve to this file."""
     svg: Path | None = None
@@ -174,12 +177,12 @@ def report(cfg: Config, points: list[Point]) -> None:
     for point in points:
         row = (f"{point.seconds:.1f}", str(point.step), f"{point.num_gaussians:,}")
         table.add_row(*row, f"{point.psnr:.2f}")
-    console = wide_console()
-    console.print(table)
+    printer = Printer(cfg.markdown)
+    printer.table(table)
     best = max(points, key=lambda point: point.psnr)
     reached = seconds_to_reach(points, PUBLIC_PSNR)
     when = "never" if reached is None else f"after {reached:.0f} s"
-    console.print(
+    printer.line(
         f"{PUBLIC_PSNR} dB {when}; best {best.psnr:.2f} dB after {best.seconds:.0f} s; "
         f"{points[-1].psnr:.2f} dB at the end, after {points[-1].seconds:.0f} s"
     )

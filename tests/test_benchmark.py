@@ -10,11 +10,13 @@ import xml.etree.ElementTree as ElementTree
 import native_build
 import pytest
 import torch
+from rich.table import Table
 
 from benchmarks import kernel_model, kernels, machine, scaling, training_curve, workloads
 from benchmarks.kernel_model import Counts
 from benchmarks.machine import Limits
 from benchmarks.plot import Line, plot_svg
+from benchmarks.tables import markdown_text
 from s2d import training
 from s2d.gaussians import Gaussians
 from tools import benchmark
@@ -267,3 +269,13 @@ def test_plot_refuses_what_it_cannot_draw():
         plot_svg("empty", [Line("none", [], [])], "x", "y")
     with pytest.raises(ValueError, match="values <= 0"):
         plot_svg("zero", [Line("zero", [0.0], [1.0])], "x", "y", log=True)
+
+
+def test_tables_as_markdown():
+    table = Table(title="What it cost")
+    table.add_column("phase")
+    table.add_column("ms", justify="right")
+    table.add_row("forward", "1.50")
+    table.add_row("whole", "", style="bold")
+    expected = "What it cost\n\n| phase | ms |\n|---|--:|\n| forward | 1.50 |\n| **whole** |  |"
+    assert markdown_text(table) == expected
