@@ -9,11 +9,14 @@ from diff_gaussian_rasterization.general import (
     set_num_threads,
 )
 from diff_gaussian_rasterization.inria import GaussianRasterizationSettings, GaussianRasterizer
+from diff_gaussian_rasterization.optimizer import SparseGaussianAdam, add_gradient_lengths
 
 __all__ = [
     "GaussianRasterizationSettings",
     "GaussianRasterizer",
     "RasterOutput",
+    "SparseGaussianAdam",
+    "add_gradient_lengths",
     "rasterize_gaussians_raw",
     "set_num_threads",
 ]

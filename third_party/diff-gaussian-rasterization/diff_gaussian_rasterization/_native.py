@@ -12,7 +12,16 @@ import native_build
 from torch import Tensor
 
 CSRC = Path(__file__).parent / "csrc"
-SOURCES = ("project", "bin", "forward", "backward_tiles", "backward_project", "count", "api")
+SOURCES = (
+    "project",
+    "bin",
+    "forward",
+    "backward_tiles",
+    "backward_project",
+    "count",
+    "adam",
+    "api",
+)
 PHASES = ("project", "bin", "forward", "backward_tiles", "backward_project")
 MAX_IDLE_FRAMES = 4
 

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimiser that 3DGS training scripts import: Adam that touches only the Gaussians that a view saw.
+
+Notation: N Gaussians, one row each in every parameter; g a gradient, m and v Adam's first and second moment (`exp_avg`, `exp_avg_sq`),
+b1, b2 its decay rates. A row that is visible gets
+
+    m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g²,   p = p - lr m / (√v + eps)
+
+and one that is not keeps p, m and v to the bit. There is no bias correction: after its first gradient a row moves by
+(1 - b1) / √(1 - b2) = 3.2 learning rates, and by up to 6.6 in the next steps, so what is new settles quickly.
+"""
+
+import ctypes
+from collections.abc import Iterable
+from typing import Any
+
+import native_build
+import torch
+from torch import Tensor
+
+from diff_gaussian_rasterization import _native
+
+_P = ctypes.c_void_p
+_STEP = "SparseGaussianAdam.step"
+
+
+# Mirrors of the structures in csrc/cpu/adam.cpp.
+class _AdamTensor(ctypes.Structure):
+    _fields_ = (
+        *((name, _P) for name in ("param", "grad", "exp_avg", "exp_avg_sq")),
+        ("width", ctypes.c_int64),
+        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps")),
+    )
+
+
+class _AdamArgs(ctypes.Structure):
+    _fields_ = (
+        ("n", ctypes.c_int64),
+        ("num_tensors", ctypes.c_int64),
+        ("tensors", _P),
+        ("visible", _P),
+        ("visible_bytes", ctypes.c_int64),
+    )
+
+
+class SparseGaussianAdam(torch.optim.Adam):
+    """Adam on the visible rows of tensors that all have one row per Gaussian; the module's docstring has the formula.
+
+    State of a parameter: `exp_avg`, `exp_avg_sq` and `step` (calls so far; not used), as `torch.optim.Adam` names them. So code that
+    edits them by row works, and so do the state_dicts of a `torch.optim.Adam` with the same groups.
+
+    Args:
+        params: Groups (dicts) of one tensor each, as for torch.optim.Adam: float32, CPU, contiguous, [N, ...] of any trailing shape.
+        lr: Learning rate of groups that have none of their own.
+        eps: Added to √v.
+
+    Raises:
+        ValueError: A group has not exactly one tensor.
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float, eps: float) -> None:
+        super().__init__(params, lr=lr, eps=eps)
+        for number, group in enumerate(self.param_groups):
+            if len(group["params"]) != 1:
+                raise ValueError(
+                    f"SparseGaussianAdam: expected one tensor in every parameter group, got {len(group['params'])} in group "
+                    f"{number}. Give a list of dicts, one per tensor."
+                )
+
+    @torch.no_grad()
+    def step(self, visibility: Tensor | None = None, N: int | None = None) -> None:
+        """Update the visible rows of every parameter that has a gradient, in place, in one call of the kernel.
+
+        Args:
+            visibility: True, or a radius > 0, where a Gaussian was seen; all were where None. [N] bool or int32
+            N: Number of Gaussians; only checked.
+
+        Raises:
+            ValueError: visibility, a parameter, a gradient or a moment has another shape, type or device.
+        """
+        groups = [group for group in self.param_groups if group["params"][0].grad is not None]
+        if not groups:
+            return
+        num = len(groups[0]["params"][0])
+        if N not in (None, num):
+            raise ValueError(
+                f"SparseGaussianAdam.step: expected N={num}, the rows of the first parameter, got {N}."
+            )
+        if visibility is not None:
+            _check(_STEP, "visibility", visibility, (num,), (torch.bool, torch.int32))
+        tensors = (_AdamTensor * len(groups))()
+        # The gradients are held until the kernel is done: one with strides is a copy that nobody else holds.
+        gradients = [
+            self._describe(entry, group, num) for entry, group in zip(tensors, groups, strict=True)
+        ]
+        args = _AdamArgs(num, len(groups), ctypes.addressof(tensors))
+        if visibility is not None:
+            args.visible, args.visible_bytes = visibility.data_ptr(), visibility.element_size()
+        _call("s2d_adam", ctypes.byref(args))
+        del gradients
+        for group in groups:
+            self.state[group["params"][0]]["step"] += 1
+
+    def _describe(self, entry: _AdamTensor, group: dict[str, Any], num: int) -> Tensor:
+        """Fill in one parameter for the kernel, with zero moments where it has none; return the gradient that the kernel will read."""
+        param = group["params"][0]
+        state = self.state[param]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(param)
+            state["exp_avg_sq"] = torch.zeros_like(param)
+        grad = param.grad.contiguous()
+        name, shape = group.get("name", "parameter"), (num, *param.shape[1:])
+        for field, label, tensor in (
+            ("param", name, param),
+            ("grad", f"gradient of {name}", grad),
+            ("exp_avg", f"exp_avg of {name}", state["exp_avg"]),
+            ("exp_avg_sq", f"exp_avg_sq of {name}", state["exp_avg_sq"]),
+        ):
+            _check(_STEP, label, tensor, shape)
+            setattr(entry, field, tensor.data_ptr())
+        entry.width = param.numel() // max(num, 1)
+        entry.lr, entry.eps = group["lr"], group["eps"]
+        entry.beta1, entry.beta2 = group["betas"]
+        return grad
+
+
+def add_gradient_lengths(
+    grad_sum: Tensor,  # [N]
+    num_views: Tensor,  # [N]
+    gradient: Tensor,  # [N, 2]
+    radii: Tensor,  # [N]
+    scale: tuple[float, float],
+) -> None:
+    """Add one view to the statistics of density control, in place: where radii > 0, the length of the scaled gradient, and 1.
+
+    Args:
+        grad_sum: Sums of lengths. [N] float32
+        num_views: Numbers of views, as floats. [N] float32
+        gradient: By pixel position. [N, 2] float32
+        radii: 0 where a Gaussian is not visible. [N] int32
+        scale: What the gradient is multiplied with, in x and y.
+
+    Raises:
+        ValueError: A tensor has another shape, type or device.
+    """
+    num = len(grad_sum)
+    where = "add_gradient_lengths"
+    _check(where, "grad_sum", grad_sum, (num,))
+    _check(where, "num_views", num_views, (num,))
+    _check(where, "gradient", gradient, (num, 2))
+    _check(where, "radii", radii, (num,), (torch.int32,))
+    _call(
+        "s2d_add_gradient_lengths",
+        ctypes.c_int64(num),
+        *(_P(tensor.data_ptr()) for tensor in (gradient, radii)),
+        *(ctypes.c_float(factor) for factor in scale),
+        *(_P(tensor.data_ptr()) for tensor in (grad_sum, num_views)),
+    )
+
+
+def _check(
+    where: str,
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+) -> None:
+    """Raise unless the kernel can read (or write) this tensor in place."""
+    if tensor.shape != shape:
+        raise ValueError(f"{where}: {name} must be {list(shape)}, got {list(tensor.shape)}.")
+    if tensor.dtype not in dtypes or tensor.device.type != "cpu":
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(
+            f"{where}: {name} must be {wanted} on the CPU, got {tensor.dtype} on {tensor.device}. Convert it first."
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"{where}: {name} must be contiguous, got strides {tensor.stride()}. Pass .contiguous()."
+        )
+
+
+def _call(function: str, *args: Any) -> None:
+    """Run a function of the core; its errors become exceptions."""
+    lib = _native.library()
+    if getattr(lib, function)(*args, ctypes.c_int32(native_build.num_threads())):
+        raise RuntimeError(f"{function}: {lib.s2d_last_error().decode()}")
