@@ -4,7 +4,7 @@ Notation: `rendered`, `target` are images [H,W,3] in [0,1]; `W` is the weight of
 `M` the guidance mask of a novel view [H,W,1], 1 where the point cloud projects, 0 where the fixer was on its own.
 """
 
-from fused_ssim import fused_ssim
+import fused_ssim
 from torch import Tensor
 
 from s2d.checks import check_shape
@@ -14,27 +14,27 @@ def photometric_loss(
     rendered: Tensor,  # [H, W, 3]
     target: Tensor,  # [H, W, 3]
     ssim_weight: float = 0.2,
+    gradient_weight: Tensor | None = None,  # [H, W, 1]
 ) -> Tensor:
     """Compare a render with its photo: (1 - ssim_weight)·L1 + ssim_weight·(1 - SSIM).
 
     0 for equal images. L1 is the mean over pixels and channels; SSIM is the mean of the 11×11 Gaussian-window
-    map (sigma 1.5, zero padding), as 3DGS computes it.
+    map (sigma 1.5, zero padding), as 3DGS computes it. One kernel computes the value and its gradient.
 
     Args:
         rendered: Image being optimised, in [0,1] (overshoot is allowed). [H, W, 3]
         target: Image to match. [H, W, 3]
         ssim_weight: 0 is pure L1, 1 pure structural similarity.
+        gradient_weight: As `weight_gradient` before the loss, without a pass over the image of its own. [H, W, 1]
 
     Returns:
         Scalar. Differentiable in `rendered`. Eq. (7) of the 3DGS paper (Kerbl et al. 2023).
     """
     dims = check_shape("rendered", rendered, ("H", "W", 3))
     check_shape("target", target, ("H", "W", 3), dims)
-    l1 = (rendered - target).abs().mean()
-    if ssim_weight == 0.0:
-        return l1
-    nchw = [image.permute(2, 0, 1)[None] for image in (rendered, target)]
-    return (1.0 - ssim_weight) * l1 + ssim_weight * (1.0 - fused_ssim(*nchw, padding="same"))
+    if gradient_weight is not None:
+        check_shape("gradient_weight", gradient_weight, ("H", "W", 1), dims)
+    return fused_ssim.photometric_loss(rendered, target, ssim_weight, gradient_weight)
 
 
 def novel_view_weight(

@@ -60,6 +60,8 @@ def test_shape_mismatch_raises(images):
         photometric_loss(images[0], images[1].transpose(0, 1))
     with pytest.raises(ValueError, match="weight must be"):
         weight_gradient(images[0], torch.ones(9, 13))
+    with pytest.raises(ValueError, match="gradient_weight must be"):
+        photometric_loss(*images, gradient_weight=torch.ones(9, 13))
 
 
 def test_novel_view_weight_by_hand():
@@ -92,6 +94,17 @@ def test_weighted_gradient_is_the_pixelwise_product_and_keeps_the_loss(images):
     # The same sum in another order: measured relative error 2e-7.
     assert torch.allclose(parameters.grad, explicit, rtol=1e-5, atol=1e-9)
     assert not torch.allclose(parameters.grad, basis.T @ grad_rgb.flatten(), rtol=1e-2)
+
+
+def test_gradient_weight_of_the_loss_is_the_weighted_gradient(images):
+    weight = torch.rand(9, 13, 1, generator=torch.Generator().manual_seed(5))
+    inside, outside = (images[0].clone().requires_grad_(True) for _ in range(2))
+    loss = photometric_loss(inside, images[1], gradient_weight=weight)
+    loss.backward()
+    expected = photometric_loss(weight_gradient(outside, weight), images[1])
+    expected.backward()
+    assert torch.equal(loss, expected)
+    assert torch.equal(inside.grad, outside.grad)
 
 
 def test_weight_one_changes_nothing(images):

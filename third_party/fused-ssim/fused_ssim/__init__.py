@@ -1,32 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structural similarity of images with its gradient, on the CPU: one pass forward, one backward.
+"""What a rendered image is trained on, with its gradient, on the CPU: structural similarity, alone or mixed with L1.
 
 Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004: Gaussian window 11 x 11 with
-sigma 1.5, C1 = 0.01², C2 = 0.03², images in [0, 1]. The kernel is compiled on first use.
+sigma 1.5, C1 = 0.01², C2 = 0.03², images in [0, 1]. One kernel computes value and gradient together; it is compiled on
+first use.
 """
 
-import ctypes
-import functools
-from pathlib import Path
-
-import native_build
 import torch
 from torch import Tensor
 
-__all__ = ["fused_ssim", "ssim_map"]
+from fused_ssim import _native
+
+__all__ = ["fused_ssim", "photometric_loss", "ssim_map"]
 
 _MARGINS = {"same": 0, "valid": 5}  # pixels without a value at each edge: half of the window
 
 
-@functools.cache
-def _library() -> ctypes.CDLL:
-    library = native_build.load("fused_ssim", [Path(__file__).parent / "csrc" / "ssim.cpp"])
-    pointer, int32 = ctypes.c_void_p, ctypes.c_int32
-    library.s2d_ssim_forward.argtypes = [pointer] * 2 + [int32] * 5 + [pointer] * 5
-    library.s2d_ssim_forward.restype = ctypes.c_int
-    library.s2d_ssim_backward.argtypes = [pointer] * 6 + [ctypes.c_float] + [int32] * 4 + [pointer]
-    library.s2d_ssim_backward.restype = ctypes.c_int
-    return library
+def photometric_loss(
+    rendered: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3]
+    ssim_weight: float = 0.2,
+    gradient_weight: Tensor | None = None,  # [H, W, 1]
+) -> Tensor:
+    """Mix L1 and structural similarity: (1 - ssim_weight) mean|rendered - target| + ssim_weight (1 - mean SSIM).
+
+    The gradient is computed with the value, so the backward pass costs nothing. It flows to `rendered` alone.
+
+    Args:
+        rendered: Image in [0, 1] (overshoot is allowed); any number of channels. [H, W, 3]
+        target: Image to match. [H, W, 3]
+        ssim_weight: 0 is pure L1, 1 pure structural similarity (zeros outside the image, as in `fused_ssim`).
+        gradient_weight: Factor of each pixel's gradient; the value does not change. None is 1. [H, W, 1]
+
+    Returns:
+        Float32 scalar; not finite where a pixel is not finite.
+
+    Raises:
+        ValueError: Shapes that do not fit, empty images, or tensors that are not on the CPU.
+    """
+    if rendered.ndim != 3 or rendered.shape != target.shape or rendered.numel() == 0:
+        raise ValueError(
+            "photometric_loss: rendered and target must be [H, W, 3] of equal shape and not empty,"
+            f" got {list(rendered.shape)} and {list(target.shape)}."
+        )
+    if gradient_weight is not None:
+        if gradient_weight.shape != (*rendered.shape[:2], 1):
+            raise ValueError(
+                f"photometric_loss: gradient_weight must be {[*rendered.shape[:2], 1]} (from rendered),"
+                f" got {list(gradient_weight.shape)}."
+            )
+        _check_device("photometric_loss", gradient_weight)
+        gradient_weight = gradient_weight.detach().float().contiguous()
+    _check_device("photometric_loss", rendered, target)
+    return _Loss.apply(
+        rendered.float(), target.detach().float(), float(ssim_weight), gradient_weight
+    )
 
 
 def fused_ssim(
@@ -43,7 +71,7 @@ def fused_ssim(
         img1: Images in [0, 1]. [B, C, H, W]
         img2: Images in [0, 1]. [B, C, H, W]
         padding: "same" extends the images by zeros, every pixel counts; "valid" leaves out pixels nearer than 5 to an edge.
-        train: False saves the memory that a backward pass needs.
+        train: False saves the time and the memory of the gradient.
 
     Returns:
         Mean over all pixels, channels and images, float32 scalar; 1 where the images are equal.
@@ -52,7 +80,7 @@ def fused_ssim(
         ValueError: Shapes that differ or are too small, an unknown padding, or tensors that are not on the CPU.
     """
     margin = _check("fused_ssim", img1, img2, padding)
-    return _Ssim.apply(img1.float(), img2.detach().float(), margin, train, False)
+    return _Mean.apply(img1.float(), img2.detach().float(), margin, train)
 
 
 def ssim_map(
@@ -74,7 +102,7 @@ def ssim_map(
         ValueError: As `fused_ssim`.
     """
     margin = _check("ssim_map", img1, img2, padding)
-    values = _Ssim.apply(img1.float(), img2.detach().float(), margin, True, True)
+    values = _Map.apply(img1.float(), img2.detach().float(), margin)
     height, width = values.shape[-2:]
     return values[..., margin : height - margin, margin : width - margin]
 
@@ -87,10 +115,7 @@ def _check(caller: str, img1: Tensor, img2: Tensor, padding: str) -> int:
             f"{caller}: img1 and img2 must be [B, C, H, W] of equal shape,"
             f" got {list(img1.shape)} and {list(img2.shape)}."
         )
-    if img1.device.type != "cpu" or img2.device.type != "cpu":
-        raise ValueError(
-            f"{caller}: images must be on the CPU, got {img1.device} and {img2.device}."
-        )
+    _check_device(caller, img1, img2)
     margin = _MARGINS[padding]
     if img1.numel() == 0 or min(img1.shape[-2:]) <= 2 * margin:
         raise ValueError(
@@ -100,61 +125,95 @@ def _check(caller: str, img1: Tensor, img2: Tensor, padding: str) -> int:
     return margin
 
 
-def _check_memory(failed: int, img1: Tensor) -> None:
-    if failed:
-        raise MemoryError(f"fused_ssim: no memory left for images {list(img1.shape)}.")
+def _check_device(caller: str, *images: Tensor) -> None:
+    if any(image.device.type != "cpu" for image in images):
+        devices = " and ".join(str(image.device) for image in images)
+        raise ValueError(f"{caller}: images must be on the CPU, got {devices}.")
 
 
-class _Ssim(torch.autograd.Function):
-    """Maps or means on float32 images; both keep the same three partial derivatives per pixel."""
+def _planes(images: Tensor) -> Tensor:
+    """View [B, C, H, W] as the kernel's [planes, H, W, channels]."""
+    batch, channels, height, width = images.shape
+    return images.contiguous().view(batch * channels, height, width, 1)
+
+
+def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """Multiply by a scalar gradient from upstream: nearly always 1, and then without a pass over the image."""
+    factor = float(upstream)
+    return gradient if factor == 1.0 else gradient * factor
+
+
+class _Loss(torch.autograd.Function):
+    """Value and gradient in one call; an upstream gradient other than 1 scales what is kept."""
 
     @staticmethod
-    def forward(ctx, img1: Tensor, img2: Tensor, margin: int, train: bool, as_map: bool) -> Tensor:
-        img1, img2 = img1.contiguous(), img2.contiguous()
-        batch, channels, height, width = img1.shape
-        planes = batch * channels
-        keep = train and ctx.needs_input_grad[0]
-        partials = [torch.empty_like(img1) for _ in range(3)] if keep else []
-        values = torch.empty_like(img1) if as_map else None
-        row_sums = None if as_map else torch.empty(planes, height, dtype=torch.float64)
-        failed = _library().s2d_ssim_forward(
-            img1.data_ptr(),
-            img2.data_ptr(),
-            planes,
-            height,
-            width,
-            margin,
-            native_build.num_threads(),
-            None if values is None else values.data_ptr(),
-            None if row_sums is None else row_sums.data_ptr(),
-            *([x.data_ptr() for x in partials] or [None] * 3),
+    def forward(ctx, x: Tensor, y: Tensor, ssim_weight: float, pixel_weight: Tensor | None):
+        x = x.contiguous()
+        gradient = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        total = _native.image_loss(
+            x[None],
+            y.contiguous()[None],
+            l1_factor=1.0 - ssim_weight,
+            ssim_factor=-ssim_weight,
+            gradient=gradient,
+            gradient_factor=1.0 / x.numel(),
+            pixel_weight=pixel_weight,
         )
-        _check_memory(failed, img1)
-        ctx.save_for_backward(img1, img2, *partials)
-        ctx.count = planes * (height - 2 * margin) * (width - 2 * margin)
-        return values if as_map else (row_sums.sum() / ctx.count).float()
+        ctx.save_for_backward(*([] if gradient is None else [gradient]))
+        return torch.tensor(ssim_weight + total / x.numel(), dtype=torch.float32)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        img1, img2, *partials = ctx.saved_tensors
-        if not partials:
-            raise ValueError("fused_ssim: no gradient was prepared. Pass train=True.")
-        batch, channels, height, width = img1.shape
-        as_map = grad.ndim == 4
-        grad = grad.contiguous()
-        grad_img1 = torch.empty_like(img1)
-        failed = _library().s2d_ssim_backward(
-            img1.data_ptr(),
-            img2.data_ptr(),
-            *(x.data_ptr() for x in partials),
-            grad.data_ptr() if as_map else None,
-            1.0 if as_map else float(grad) / ctx.count,
-            batch * channels,
-            height,
-            width,
-            native_build.num_threads(),
-            grad_img1.data_ptr(),
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return _scaled(gradient, upstream), None, None, None
+
+
+class _Mean(torch.autograd.Function):
+    """As `_Loss`, for the mean similarity of a batch."""
+
+    @staticmethod
+    def forward(ctx, img1: Tensor, img2: Tensor, margin: int, train: bool) -> Tensor:
+        x, y = _planes(img1), _planes(img2)
+        planes, height, width, _ = x.shape
+        count = planes * (height - 2 * margin) * (width - 2 * margin)
+        gradient = torch.empty_like(x) if train and ctx.needs_input_grad[0] else None
+        total = _native.image_loss(
+            x, y, margin=margin, gradient=gradient, gradient_factor=1.0 / count
         )
-        _check_memory(failed, img1)
-        return grad_img1, None, None, None, None
+        ctx.save_for_backward(*([] if gradient is None else [gradient.view(img1.shape)]))
+        return torch.tensor(total / count, dtype=torch.float32)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.saved_tensors:
+            raise ValueError("fused_ssim: no gradient was prepared. Pass train=True.")
+        (gradient,) = ctx.saved_tensors
+        return _scaled(gradient, upstream), None, None, None
+
+
+class _Map(torch.autograd.Function):
+    """The backward pass runs the kernel again, with the gradient of every value."""
+
+    @staticmethod
+    def forward(ctx, img1: Tensor, img2: Tensor, margin: int) -> Tensor:
+        values = torch.empty(img1.shape)
+        _native.image_loss(_planes(img1), _planes(img2), margin=margin, ssim_map=values)
+        ctx.save_for_backward(img1, img2)
+        ctx.margin = margin
+        return values
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        img1, img2 = ctx.saved_tensors
+        gradient = torch.empty(img1.shape)
+        _native.image_loss(
+            _planes(img1),
+            _planes(img2),
+            margin=ctx.margin,
+            gradient=gradient,
+            map_gradient=upstream.contiguous(),
+        )
+        return gradient, None, None
