@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diff_gaussian_rasterization import add_gradient_lengths
 from torch import Tensor
 
 from s2d.gaussians import Gaussians
@@ -76,13 +77,13 @@ def accumulate_gradients(
         state: Statistics to add to.
         probe_grad: dL/d(pixel position), the gradient of `means2d_probe`. Scaled here by half the image size to
             3DGS's normalised device units, in which a threshold holds at any resolution. [C, N, 2]
-        radii: 0 where a Gaussian is not visible. [C, N]
+        radii: 0 where a Gaussian is not visible. [C, N] int32
         width, height: Image size in pixels.
     """
-    half_size = probe_grad.new_tensor([0.5 * width, 0.5 * height])
-    visible = radii > 0
-    state.grad_sum += ((probe_grad * half_size).norm(dim=-1) * visible).sum(0)
-    state.num_views += visible.sum(0)
+    for grad, seen in zip(probe_grad, radii, strict=True):
+        add_gradient_lengths(
+            state.grad_sum, state.num_views, grad, seen, (0.5 * width, 0.5 * height)
+        )
 
 
 def update_rows(

@@ -6,6 +6,7 @@ import torch
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
 from s2d.optim import (
+    ADAM_EPS,
     LearningRates,
     active_sh_degree,
     create_optimizer,
@@ -82,18 +83,56 @@ def test_sh_degree_rises_one_by_one():
     assert active_sh_degree(0, 0, 3) == 3
 
 
-def test_a_step_changes_every_tensor_by_at_most_its_rate():
+def with_gradients(gaussians, value):
+    for tensor in gaussians.tensors().values():
+        tensor.grad = torch.full_like(tensor, value)
+    return gaussians
+
+
+def test_a_first_step_is_its_rate_without_bias_correction():
     gaussians = some_gaussians()
     optimizer = create_optimizer(gaussians, LearningRates(), 1.0)
     before = {name: tensor.detach().clone() for name, tensor in gaussians.tensors().items()}
-    for tensor in gaussians.tensors().values():
-        tensor.grad = torch.full_like(tensor, 1e-9)  # as small as real ones: eps must not damp it
+    with_gradients(gaussians, 1e-9)  # as small as real ones: eps must not damp it
     optimizer.step()
     for name, tensor in gaussians.tensors().items():
-        # Adam's first step is lr·sign(gradient).
-        assert torch.allclose(
-            before[name] - tensor.detach(), torch.tensor(rate_of(optimizer, name)), rtol=2e-2
-        )
+        # (1 - 0.9) / sqrt(1 - 0.999) rates against the gradient's sign.
+        expected = torch.tensor(0.1 / 0.001**0.5 * rate_of(optimizer, name))
+        assert torch.allclose(before[name] - tensor.detach(), expected, rtol=2e-2)
+
+
+def test_radii_say_who_takes_part():
+    gaussians = some_gaussians()
+    optimizer = create_optimizer(gaussians, LearningRates(), 1.0)
+    before = {name: tensor.detach().clone() for name, tensor in gaussians.tensors().items()}
+    with_gradients(gaussians, 1e-9)
+    optimizer.step(torch.tensor([4, 0, 1, 0, 0], dtype=torch.int32))
+    for name, tensor in gaussians.tensors().items():
+        moved = (tensor.detach() != before[name]).reshape(5, -1)
+        assert moved.all(1).tolist() == moved.any(1).tolist()
+        assert moved.all(1).tolist() == [True, False, True, False, False], name
+
+
+def test_moments_of_the_former_optimiser_are_taken_over():
+    """Checkpoints of version 1 hold the state of torch's fused Adam, with one step count per tensor."""
+    old, new = some_gaussians(), some_gaussians()
+    groups = create_optimizer(old, LearningRates(), 1.0).param_groups
+    former = torch.optim.Adam(
+        [{key: group[key] for key in ("name", "lr", "params")} for group in groups],
+        lr=0.0,
+        eps=ADAM_EPS,
+        fused=True,
+    )
+    with_gradients(old, 1e-6)
+    former.step()
+    optimizer = create_optimizer(new, LearningRates(), 1.0)
+    optimizer.load_state_dict(former.state_dict())
+    with_gradients(new, 0.0)
+    optimizer.step()
+    for group in optimizer.param_groups:
+        state = optimizer.state[group["params"][0]]
+        assert torch.allclose(state["exp_avg"], torch.tensor(0.9e-7))
+        assert torch.allclose(state["exp_avg_sq"], torch.tensor(0.999e-15))
 
 
 def test_degree_zero_has_an_empty_tensor_that_can_be_stepped():
