@@ -65,7 +65,7 @@ struct RowLayout {
     }
   }
 
-  // Writes pixels [begin, end). A block may spill into the next segment, whose own blocks come later for the same lane order.
+  // Writes pixels [begin, end).
   void store_row(const Pack* row, float* staging, int begin, int end, float* image_row) const {
     int channel = 0;
     for (int i = 0; i < segment * channels; i += kLanes) {

@@ -305,7 +305,7 @@ class Strip {
 };
 
 double run(const Problem& problem, int num_threads) {
-  const int halo = 2 * 2 * kHalf;
+  const int halo = 4 * kHalf;  // of a tile: two blurs reach five pixels each, to both sides
   const int fewest = problem.width <= kTile ? 1 : divide_up(problem.width, kTile - halo);
   const int tile = divide_up(problem.width, fewest), tiles = divide_up(problem.width, tile);
   const int wanted = divide_up(3 * num_threads, problem.planes * tiles);
@@ -345,7 +345,7 @@ S2D_EXPORT int s2d_image_loss(const float* x, const float* y, const float* map_g
                               double* sum, float* ssim_map, float* gradient) {
   return s2d::guarded([&] {
     const s2d::Problem problem = {x,      y,         map_gradient, pixel_weight,    planes,   height,  width, channels,
- margin, l1_factor, ssim_factor,  gradient_factor, ssim_map, gradient};
+                                  margin, l1_factor, ssim_factor,  gradient_factor, ssim_map, gradient};
     *sum = s2d::run(problem, num_threads);
   });
 }
