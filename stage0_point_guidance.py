@@ -11,6 +11,7 @@ Example
 """
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -174,8 +175,9 @@ def write_outputs(
     )
     found.cloud.save(stage.dir / "surface.npz")
     write_scene_glb(stage.dir / "scene.glb", found.cloud, kept.cameras, novel)
-    for name, depth_map in found.depth_maps.items():
-        write_depth(stage.dir / "depth" / Path(name).with_suffix(".npz"), depth_map)
+    paths = [stage.dir / "depth" / Path(name).with_suffix(".npz") for name in found.depth_maps]
+    with ThreadPoolExecutor() as threads:  # zlib works outside Python's lock
+        list(threads.map(write_depth, paths, found.depth_maps.values()))
 
 
 def write_depth(path: Path, depth_map: DepthMap) -> None:

@@ -75,7 +75,7 @@ class Consistency(NamedTuple):
 @functools.cache
 def _library() -> ctypes.CDLL:
     sources = [CSRC / f"{name}.cpp" for name in ("patchmatch", "fuse", "complete", "splat")]
-    library = native_build.load("s2d_guidance", sources, [CSRC])
+    library = native_build.load("s2d_guidance", sources, [CSRC], ("-Wno-psabi",))
     views, count = ctypes.POINTER(_ViewData), _int
     library.s2d_pack_quads.argtypes = [_pointer, _int, _int, _pointer]
     library.s2d_patchmatch.argtypes = [

@@ -63,7 +63,7 @@ inline Meeting meet(const View& from, double x, double y, const double* X, const
   if (!(m.depth > 0.0)) return m;
   double Y[3], u = 0, v = 0;
   other.view.unproject(m.u, m.v, m.depth, Y);
-  const double error = from.project(Y, &u, &v) > 0.0 ? std::hypot(u - x, v - y) : 1e9;  // of the round trip, pixels
+  const double error = from.project(Y, &u, &v) > 0.0 ? std::sqrt((u - x) * (u - x) + (v - y) * (v - y)) : 1e9;  // of the round trip, pixels
   const double relative = (z - m.depth) / m.depth;
   if (error < tolerance.pixels && std::fabs(relative) < tolerance.relative) {
     m.verdict = Verdict::kAgrees;
@@ -75,13 +75,13 @@ inline Meeting meet(const View& from, double x, double y, const double* X, const
   return m;
 }
 
-inline double angle_between(const double* X, const View& a, const View& b) {
+inline double cosine_between(const double* X, const View& a, const View& b) {
   double dot = 0, aa = 0, bb = 0;
   for (int k = 0; k < 3; ++k) {
     const double ra = X[k] - a.centre[k], rb = X[k] - b.centre[k];
     dot += ra * rb, aa += ra * ra, bb += rb * rb;
   }
-  return std::acos(std::min(1.0, dot / std::sqrt(aa * bb)));
+  return std::min(1.0, dot / std::sqrt(aa * bb));
 }
 
 }  // namespace s2d

@@ -60,7 +60,7 @@ S2D_EXPORT int s2d_check_consistency(const ViewData* views, int32_t num_views, i
         const size_t p = map.index(x, static_cast<int>(y));
         const double px = x + 0.5, py = static_cast<double>(y) + 0.5, z = map.depth(px, py);
         int num_agree = 0, num_through = 0;
-        double widest = 0, closest = 1.0, X[3];
+        double widest = 1.0, closest = 1.0, X[3];  // widest: the cosine of the widest angle
         if (z > 0.0) {
           map.view.unproject(px, py, z, X);
           for (int j = 0; j < num_views; ++j) {
@@ -69,7 +69,7 @@ S2D_EXPORT int s2d_check_consistency(const ViewData* views, int32_t num_views, i
             num_through += m.verdict == Verdict::kSeenThrough;
             if (m.verdict != Verdict::kAgrees) continue;
             ++num_agree;
-            widest = std::max(widest, angle_between(X, map.view, maps[j].view));
+            widest = std::min(widest, cosine_between(X, map.view, maps[j].view));
             double c[3], difference = 0;
             maps[j].colour(m.u, m.v, c);
             double* sum = line_sums.data() + (static_cast<size_t>(y) * num_views + j) * 6;
@@ -83,7 +83,7 @@ S2D_EXPORT int s2d_check_consistency(const ViewData* views, int32_t num_views, i
         }
         agree[p] = static_cast<uint8_t>(std::min(num_agree, 255));
         through[p] = static_cast<uint8_t>(std::min(num_through, 255));
-        angle[p] = static_cast<float>(widest);
+        angle[p] = static_cast<float>(std::acos(widest));
         colour_error[p] = static_cast<float>(closest);
       }
     });

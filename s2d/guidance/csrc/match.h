@@ -19,28 +19,37 @@
 namespace s2d {
 
 constexpr float kWorstCost = 2.0f;            // 1 - NCC lies in [0, 2]
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#else
 constexpr int kLanes = 8;
-constexpr int kSamples = 32;                  // 6 x 6 on odd offsets -5 … 5 without the corners: four vectors
+#endif
+constexpr int kSamples = 32;                  // 6 x 6 on odd offsets -5 … 5 without the corners
 constexpr int kVectors = kSamples / kLanes;
 constexpr float kNoiseVariance = 1.5e-5f;     // (1 / 255)²: what is flat up to quantisation correlates with nothing
 constexpr float kColourSigma = 0.06f;         // grey levels that differ more belong to another surface, mostly
 constexpr float kSpatialSigma = 5.0f;         // pixels
 
+// Without AVX a vector is two registers, and how one is passed depends on flags. None crosses the border of this library.
+#pragma GCC diagnostic ignored "-Wpsabi"
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 
-inline Floats all(float x) { return Floats{x, x, x, x, x, x, x, x}; }
-inline float sum(Floats v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
-inline Floats lower(Floats a, Floats b) {
-  const Ints m = a < b;
-  return (Floats)(((Ints)a & m) | ((Ints)b & ~m));
-}
-inline Floats higher(Floats a, Floats b) {
-  const Ints m = a > b;
-  return (Floats)(((Ints)a & m) | ((Ints)b & ~m));
+inline Floats all(float x) { return Floats{} + x; }
+inline Floats lower(Floats a, Floats b) { return a < b ? a : b; }
+inline Floats higher(Floats a, Floats b) { return a > b ? a : b; }
+inline float sum(Floats v) {
+  typedef float Four __attribute__((vector_size(16)));
+  Four part[kLanes / 4];
+  std::memcpy(part, &v, sizeof(v));
+  for (int n = kLanes / 8; n > 0; n /= 2)
+    for (int k = 0; k < n; ++k) part[k] += part[k + n];
+  return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
 }
 inline Ints gather(const uint32_t* base, Ints index) {
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  return (Ints)_mm512_i32gather_epi32((__m512i)index, base, 4);
+#elif defined(__AVX2__)
   return (Ints)_mm256_i32gather_epi32(reinterpret_cast<const int*>(base), (__m256i)index, 4);
 #else
   Ints values;

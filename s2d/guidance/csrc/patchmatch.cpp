@@ -176,6 +176,8 @@ void update_pixel(Problem& P, const Regions& regions, int x, int y, int pass, fl
 
   // Refinement: a plane from nowhere, then perturbations that shrink from pass to pass.
   Random random(P.seed, i, static_cast<uint64_t>(pass) + 1);
+  float sum_weights = 0;
+  for (int s = 0; s < n; ++s) sum_weights += std::max(chosen[s], 0.0f);
   float r[3], normal[3], tilted[3];
   P.space.ray(px, py, r);
   for (int trial = 0; trial < 5; ++trial) {
@@ -189,11 +191,9 @@ void update_pixel(Problem& P, const Regions& regions, int x, int y, int pass, fl
                         : trial == 3 ? P.space.from_normal(r, tilted, nudged)
                                      : P.space.from_normal(r, normal, nudged);
     if (!P.space.usable(px, py, plane)) continue;
-    float total = 0, sum_weights = 0;
-    for (int s = 0; s < n; ++s) {
-      if (!(chosen[s] > 0.0f)) continue;
-      total += chosen[s] * P.source_cost(patch, s, px, py, plane);
-      sum_weights += chosen[s];
+    float total = 0;
+    for (int s = 0; s < n && total < best_cost * sum_weights; ++s) {  // costs are not negative: the sum only grows
+      if (chosen[s] > 0.0f) total += chosen[s] * P.source_cost(patch, s, px, py, plane);
     }
     if (total < best_cost * sum_weights) best_cost = total / sum_weights, best = plane;
   }
