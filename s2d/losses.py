@@ -25,7 +25,9 @@ def photometric_loss(
         rendered: Image being optimised, in [0,1] (overshoot is allowed). [H, W, 3]
         target: Image to match. [H, W, 3]
         ssim_weight: 0 is pure L1, 1 pure structural similarity.
-        gradient_weight: As `weight_gradient` before the loss, without a pass over the image of its own. [H, W, 1]
+        gradient_weight: Factor of each pixel's gradient on its way to `rendered`; the value and the windows stay. That is exact
+            for L1 and SSIM alike, while weighing the SSIM map would let windows bleed across a mask's edge. The 2D gradients
+            that drive densification shrink with it: what is not guided grows fewer Gaussians. None is 1. [H, W, 1]
 
     Returns:
         Scalar. Differentiable in `rendered`. Eq. (7) of the 3DGS paper (Kerbl et al. 2023).
@@ -46,25 +48,3 @@ def novel_view_weight(
     beta = 1 switches the weighting off, beta = 0 ignores what no point supports. S2D uses 0.4.
     """
     return beta + (1.0 - beta) * mask
-
-
-def weight_gradient(
-    rendered: Tensor,  # [H, W, 3]
-    weight: Tensor,  # [H, W, 1]
-) -> Tensor:
-    """Return `rendered` unchanged, but scale the gradient that flows back through it by `weight`.
-
-    The loss keeps its value and its windows; only what reaches the Gaussians is scaled, pixel by pixel. That is
-    exact for L1 and SSIM alike, while weighing the SSIM map instead would let windows bleed across the mask's
-    edge. The 2D gradients that drive densification are scaled too: unguided areas grow fewer Gaussians.
-
-    Args:
-        rendered: Image from the rasteriser. [H, W, 3]
-        weight: Factor of each pixel's gradient. [H, W, 1]
-    """
-    dims = check_shape("rendered", rendered, ("H", "W", 3))
-    check_shape("weight", weight, ("H", "W", 1), dims)
-    weighted = rendered.view_as(rendered)
-    if weighted.requires_grad:
-        weighted.register_hook(lambda gradient: gradient * weight)
-    return weighted

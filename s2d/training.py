@@ -23,9 +23,9 @@ from s2d.densify import (
 from s2d.gaussians import Checkpoint, Gaussians, load_checkpoint, save_checkpoint
 from s2d.images import write_image
 from s2d.log import progress
-from s2d.losses import photometric_loss, weight_gradient
+from s2d.losses import photometric_loss
 from s2d.model_folder import render_name
-from s2d.optim import LearningRates, create_optimizer
+from s2d.optim import LearningRates, SparseGaussianAdam, create_optimizer
 from s2d.rasterize import rasterize
 from s2d.sampling import ViewSampler
 
@@ -37,7 +37,7 @@ class TrainingRun:
     """Everything a step reads or changes, apart from the photos."""
 
     gaussians: Gaussians
-    optimizer: torch.optim.Adam
+    optimizer: SparseGaussianAdam
     scene_extent: float
     sampler: ViewSampler
     generator: torch.Generator
@@ -93,7 +93,7 @@ def optimise_view(
         target: Photo or fixed view. [H, W, 3]
         ssim_weight: See `photometric_loss`.
         sh_degree: Active degree.
-        gradient_weight: See `weight_gradient`; None is 1 everywhere. [H, W, 1]
+        gradient_weight: See `photometric_loss`; None is 1 everywhere. [H, W, 1]
         opacity_weight: Weight of the mean opacity in the loss: what no photo needs fades.
 
     Returns:
@@ -105,10 +105,8 @@ def optimise_view(
     gaussians = run.gaussians
     probe = torch.zeros(1, gaussians.num, 2, device=gaussians.means.device, requires_grad=True)
     render = rasterize(gaussians, camera, sh_degree=sh_degree, means2d_probe=probe)
-    rgb = render.rgb[0]
-    if gradient_weight is not None:
-        rgb = weight_gradient(rgb, gradient_weight)
-    loss = photometric_loss(rgb, target, ssim_weight)
+    # squeeze, not [0]: the gradient of an index is a new image of zeros with a copy in it.
+    loss = photometric_loss(render.rgb.squeeze(0), target, ssim_weight, gradient_weight)
     if not bool(torch.isfinite(loss)):
         _raise_not_finite(run, target, camera.names[0])
     total = loss
@@ -116,7 +114,8 @@ def optimise_view(
         total = total + opacity_weight * torch.sigmoid(gaussians.opacity_logits).mean()
     total.backward()
     accumulate_gradients(run.densify_state, probe.grad, render.radii, camera.width, camera.height)
-    run.optimizer.step()
+    # The penalty reaches every Gaussian; without it only what this view saw has a gradient.
+    run.optimizer.step(None if opacity_weight > 0 else render.radii[0])
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     return loss.detach()

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s2d.losses import novel_view_weight, photometric_loss, weight_gradient
+from s2d.losses import novel_view_weight, photometric_loss
 
 
 def naive_ssim(image, target):
@@ -58,8 +58,6 @@ def test_mixture_of_l1_and_ssim_matches_the_definition(images):
 def test_shape_mismatch_raises(images):
     with pytest.raises(ValueError, match=r"target must be \[H, W, 3\] with H=9"):
         photometric_loss(images[0], images[1].transpose(0, 1))
-    with pytest.raises(ValueError, match="weight must be"):
-        weight_gradient(images[0], torch.ones(9, 13))
     with pytest.raises(ValueError, match="gradient_weight must be"):
         photometric_loss(*images, gradient_weight=torch.ones(9, 13))
 
@@ -88,7 +86,7 @@ def test_weighted_gradient_is_the_pixelwise_product_and_keeps_the_loss(images):
     (grad_rgb,) = torch.autograd.grad(photometric_loss(rgb, target), rgb)
     explicit = basis.T @ (grad_rgb * weight).flatten()
 
-    weighted = photometric_loss(weight_gradient(image(), weight), target)
+    weighted = photometric_loss(image(), target, gradient_weight=weight)
     weighted.backward()
     assert float(weighted.detach()) == float(plain.detach())
     # The same sum in another order: measured relative error 2e-7.
@@ -96,20 +94,9 @@ def test_weighted_gradient_is_the_pixelwise_product_and_keeps_the_loss(images):
     assert not torch.allclose(parameters.grad, basis.T @ grad_rgb.flatten(), rtol=1e-2)
 
 
-def test_gradient_weight_of_the_loss_is_the_weighted_gradient(images):
-    weight = torch.rand(9, 13, 1, generator=torch.Generator().manual_seed(5))
-    inside, outside = (images[0].clone().requires_grad_(True) for _ in range(2))
-    loss = photometric_loss(inside, images[1], gradient_weight=weight)
-    loss.backward()
-    expected = photometric_loss(weight_gradient(outside, weight), images[1])
-    expected.backward()
-    assert torch.equal(loss, expected)
-    assert torch.equal(inside.grad, outside.grad)
-
-
 def test_weight_one_changes_nothing(images):
     rgb = images[0].clone().requires_grad_(True)
-    photometric_loss(weight_gradient(rgb, torch.ones(9, 13, 1)), images[1]).backward()
+    photometric_loss(rgb, images[1], gradient_weight=torch.ones(9, 13, 1)).backward()
     same = images[0].clone().requires_grad_(True)
     photometric_loss(same, images[1]).backward()
     assert torch.equal(rgb.grad, same.grad)
