@@ -94,7 +94,7 @@ def cpus_for_kernels() -> Iterator[None]:
     Between kernels a training step has only small torch operations. torch's OpenMP workers keep spinning for milliseconds after
     each, on the cores that the kernels' threads need: a step with two threads each takes 1.5 times as long.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -104,7 +104,7 @@ def cpus_for_kernels() -> Iterator[None]:
 
 
 @functools.cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep what is freed, for the rest of the process.
 
     It hands large blocks back to the system, and the gradients of every step would be faulted in again page by page: about 900

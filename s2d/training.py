@@ -21,7 +21,7 @@ from s2d.densify import (
     reset_opacity,
 )
 from s2d.gaussians import Checkpoint, Gaussians, load_checkpoint, save_checkpoint
-from s2d.images import write_image
+from s2d.images import image_writer
 from s2d.log import progress
 from s2d.losses import photometric_loss
 from s2d.model_folder import render_name
@@ -198,10 +198,10 @@ def load_run(path: Path, rates: LearningRates, sampler: ViewSampler) -> Training
 def render_views(gaussians: Gaussians, cameras: Cameras, folder: Path) -> None:
     """Render the cameras, one PNG per view, named after it."""
     gaussians = gaussians.detached()
-    with progress(len(cameras), "novel renders") as bar:
+    with image_writer() as write, progress(len(cameras), "novel renders") as bar:
         for done, camera in enumerate(cameras, start=1):
             render = rasterize(gaussians, camera)
-            write_image(folder / render_name(camera.names[0]), render.rgb[0])
+            write(folder / render_name(camera.names[0]), render.rgb[0])
             bar.update(done)
 
 

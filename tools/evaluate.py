@@ -37,7 +37,7 @@ from s2d.images import image_writer, read_image
 from s2d.log import logger, progress
 from s2d.metrics import LPIPS_MIN_SIDE, Lpips, LpipsUnavailable, load_lpips, psnr, ssim
 from s2d.model_folder import render_name
-from s2d.rasterize import cpus_for_kernels, rasterize
+from s2d.rasterize import cpus_for_kernels, keep_freed_memory, rasterize
 from s2d.report import (
     ReportContent,
     StageRecord,
@@ -171,7 +171,7 @@ def render_test_views(run: Run) -> None:
     run.test = {name: {} for name in cameras.names}
     for stage, gaussians in models.items():
         folder = run.model_dir / "test" / f"ours_{run.manifests[stage].info['iteration']}"
-        # Scoring follows, with one large block of memory after the other: what the loop frees is kept for it, too.
+        keep_freed_memory()  # scoring asks for one large block after the other
         with (
             cpus_for_kernels(),
             image_writer() as write,
