@@ -198,9 +198,13 @@ def test_kernels_command_on_a_finished_model(curve, model_dir, tmp_path, monkeyp
     assert sorted(path for path in model_dir.rglob("*") if path.is_file()) == before
 
 
-def test_kernels_without_a_model_says_what_to_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no chkpnt_stage1.*Run stages 0 and 1"):
-        workloads.model_workload(tmp_path)
+def test_kernels_without_a_model_says_what_to_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "kernels", "--model-dir", str(tmp_path)])
+    monkeypatch.setattr(machine, "SECONDS", 0.002)
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main()
+    assert stopped.value.code == 2
+    assert re.search(r"no chkpnt_stage1.*Run stages 0 and 1", capsys.readouterr().err)
 
 
 def test_scaling_command(tmp_path, monkeypatch):

@@ -23,6 +23,8 @@ sys.path.insert(
 import tyro
 
 from benchmarks import kernels, machine, scaling, step
+from s2d.config import describe_error
+from s2d.log import logger, setup_logging
 
 # Each measurement is a dataclass of settings, of which tyro makes a subcommand, and a module's main.
 MEASUREMENTS = {
@@ -38,7 +40,12 @@ def main() -> None:
     settings = {name: config for name, (config, _) in MEASUREMENTS.items()}
     cfg = tyro.extras.subcommand_cli_from_dict(settings)
     run = {config: function for config, function in MEASUREMENTS.values()}
-    run[type(cfg)](cfg)
+    setup_logging()
+    try:
+        run[type(cfg)](cfg)
+    except (ValueError, OSError) as error:  # what a user can cause, as in s2d.config.run_script
+        logger.error("%s", describe_error(error))
+        sys.exit(2)
 
 
 if __name__ == "__main__":
