@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 import time
@@ -14,15 +13,20 @@ import torch
 from diff_gaussian_rasterization import _native
 from diff_gaussian_rasterization.general import rasterize_gaussians_raw
 from diff_gaussian_rasterization.reference import rasterize_reference
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.workloads import camera_before, front_camera, ply_gaussians, synthetic_gaussians
+from benchmarks.kernels import LABELS, WARM_UP, timed_step
+from benchmarks.tables import Printer
+from benchmarks.workloads import (
+    camera_before,
+    front_camera,
+    made_up_workload,
+    ply_gaussians,
+    synthetic_gaussians,
+)
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians, gaussians_from_points
-from s2d.losses import photometric_loss
-from s2d.optim import LearningRates, create_optimizer
-from s2d.rasterize import cpus_for_kernels, rasterize
+from s2d.rasterize import cpus_for_kernels
 from s2d.scene import load_scene
 
 # The PyTorch twin looks at every Gaussian at every pixel; this many pairs fit into memory.
@@ -32,7 +36,7 @@ TWIN_GAUSSIANS = 1500
 
 @dataclass(frozen=True)
 class Step:
-    """One training step: render, L1 + SSIM, backward, Adam."""
+    """One training step on Gaussians that need no data, and the plain PyTorch twin beside it."""
 
     num_gaussians: int = 50_000
     """Gaussians of the synthetic scene, and at most so many of --ply or --scene."""
@@ -53,71 +57,35 @@ def main(cfg: Step) -> None:
     """Measure and print."""
     torch.manual_seed(cfg.seed)
     gaussians, cameras = _workload(cfg)
-    console = Console()
+    workload = made_up_workload("step", gaussians, cameras)
     with cpus_for_kernels():
-        rows = _measure_step(gaussians, cameras, cfg.repeats)
-    stats = dict(_native.last_stats)
-    table = Table(title=_title(gaussians, cameras, stats), title_justify="left")
+        for _ in range(WARM_UP):
+            timed_step(workload)
+        steps = [timed_step(workload) for _ in range(cfg.repeats)]
+    printer = Printer()
+    table = Table(title=_title(gaussians, cameras), title_justify="left")
     for column in ("phase", "median ms", "best ms"):
         table.add_column(column, justify="left" if column == "phase" else "right")
-    for name, values in rows.items():
+    for name in steps[0]:
+        values = [step[name] for step in steps]
         style = "bold" if name == "step" else None
-        table.add_row(name, f"{statistics.median(values):.2f}", f"{min(values):.2f}", style=style)
-    console.print(table)
-    console.print(
-        f"{1e3 / statistics.median(rows['step']):.1f} steps/s (median), {1e3 / min(rows['step']):.1f} (best)"
-    )
+        row = (LABELS.get(name, name), f"{statistics.median(values):.2f}", f"{min(values):.2f}")
+        table.add_row(*row, style=style)
+    printer.table(table)
+    whole = [step["step"] for step in steps]
+    median = statistics.median(whole)
+    printer.line(f"{1e3 / median:.1f} steps/s (median), {1e3 / min(whole):.1f} (best)")
     if cfg.twin:
-        console.print(_measure_twin(gaussians, cameras, statistics.median(rows["step"])))
+        printer.line(_measure_twin(gaussians, cameras, median))
 
 
-def _title(gaussians: Gaussians, cameras: Cameras, stats: dict[str, float]) -> str:
+def _title(gaussians: Gaussians, cameras: Cameras) -> str:
+    stats = _native.last_stats
     return (
         f"{gaussians.num} Gaussians ({stats['visible']} visible, {stats['instances']} in tiles), "
         f"{cameras.width}x{cameras.height}, SH degree {gaussians.sh_degree}, {native_build.num_threads()} threads, "
         f"{_native.library().s2d_lanes()} lanes"
     )
-
-
-def _measure_step(gaussians: Gaussians, cameras: Cameras, repeats: int) -> dict[str, list[float]]:
-    """Train against a perturbed render of itself; return milliseconds of each phase and step."""
-    with torch.no_grad():
-        clean = rasterize(gaussians, cameras).rgb[0]
-        target = (clean + 0.1 * torch.randn_like(clean)).clamp(0, 1)
-    optimizer = create_optimizer(gaussians, LearningRates(), scene_extent=1.0)
-    background = torch.zeros(3)
-    rows: dict[str, list[float]] = {}
-
-    def record(name: str, milliseconds: float) -> None:
-        rows.setdefault(name, []).append(milliseconds)
-
-    for step in range(repeats + 3):
-        if step == 3:  # the first steps compile, fault in memory and fill the caches
-            rows.clear()
-        probe = torch.zeros(1, gaussians.num, 2, requires_grad=True)
-        times = [time.perf_counter()]
-        out = rasterize(gaussians, cameras, background=background, means2d_probe=probe)
-        times.append(time.perf_counter())
-        loss = photometric_loss(out.rgb[0], target)
-        times.append(time.perf_counter())
-        loss.backward()
-        times.append(time.perf_counter())
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        times.append(time.perf_counter())
-        render, loss_forward, backward, adam = (1e3 * (b - a) for a, b in itertools.pairwise(times))
-        kernel = {name: _native.last_stats[name] for name in _native.PHASES}
-        for name, value in kernel.items():
-            record(name, value)
-        forward_phases, backward_phases = _native.PHASES[:3], _native.PHASES[3:]
-        record(
-            "loss and its gradient",
-            loss_forward + backward - sum(kernel[p] for p in backward_phases),
-        )
-        record("Adam", adam)
-        record("rest of the render call", render - sum(kernel[p] for p in forward_phases))
-        record("step", 1e3 * (times[-1] - times[0]))
-    return rows
 
 
 def _measure_twin(gaussians: Gaussians, cameras: Cameras, step_ms: float) -> str:

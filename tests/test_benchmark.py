@@ -207,6 +207,15 @@ def test_kernels_without_a_model_says_what_to_run(tmp_path, monkeypatch, capsys)
     assert re.search(r"no chkpnt_stage1.*Run stages 0 and 1", capsys.readouterr().err)
 
 
+def test_step_command(monkeypatch, capsys):
+    arguments = ["--num-gaussians", "200", "--width", "48", "--height", "36", "--repeats", "2"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "step", *arguments])
+    benchmark.main()
+    out = capsys.readouterr().out
+    assert "200 Gaussians" in out and "loss + gradient" in out
+    assert re.search(r"PyTorch twin, 200 Gaussians at 84x63: render \+ backward", out)
+
+
 def test_scaling_command(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "SECONDS", 0.002)
     monkeypatch.setattr(scaling, "MANY", 500)
