@@ -3,7 +3,7 @@
 // density control. A row is one Gaussian in every tensor. What is not visible is not written, and where a whole vector is not, not read.
 //
 // Each float is read four times (parameter, gradient, two moments) and written three times: 28 bytes against a square root, a division
-// and six other operations. Memory is the limit, so the loops are plain, and no result is kept from one tensor for the next.
+// and six other operations. Memory is the limit, so a task is a long piece of one tensor: its four streams get going once.
 #include <algorithm>
 
 #include "abi.h"
@@ -14,10 +14,7 @@
 namespace s2d {
 namespace {
 
-// Per task. A multiple of LANES: where vectors begin does not depend on the number of threads. Long runs of each tensor: four streams are
-// read at once, and each has to get going again in every task (1.24 ms a step with 512 rows, 0.92 with 2048; 60,000 rows of 38 floats).
-constexpr int64_t ROWS = 2048;
-constexpr int64_t FLOATS = 1024;  // whose visibility is spread out at a time
+constexpr int64_t TASK_FLOATS = 1 << 16;
 
 struct AdamTensor {
   float* param;
@@ -46,21 +43,22 @@ struct Constants {
         eps(static_cast<float>(t.eps)) {}
 };
 
-// seen[r] = 1 where row first + r is visible, else 0. Returns whether any is.
-bool visible_rows(const AdamArgs& args, int64_t first, int64_t count, float* seen) {
-  const int32_t* radii = args.visible_bytes == 4 ? static_cast<const int32_t*>(args.visible) : nullptr;
-  const uint8_t* flags = args.visible_bytes == 1 ? static_cast<const uint8_t*>(args.visible) : nullptr;
-  bool any_visible = false;
-  for (int64_t r = 0; r < count; ++r) {
-    const bool visible = radii ? radii[first + r] > 0 : flags ? flags[first + r] != 0 : true;
-    seen[r] = visible ? 1.0f : 0.0f;
-    any_visible |= visible;
+// Bit r: row first + r is visible. Of LANES rows, or of the `count` that there are.
+S2D_INLINE uint32_t visible_bits(const AdamArgs& args, int64_t first, int64_t count) {
+  if (!args.visible) return count < LANES ? (1u << count) - 1 : ALL_LANES;
+  if (args.visible_bytes == 4 && count >= LANES) {
+    return bits_of(splat(0) < load(static_cast<const int32_t*>(args.visible) + first));
   }
-  return any_visible;
+  uint32_t bits = 0;
+  for (int64_t r = 0; r < std::min<int64_t>(count, LANES); ++r) {
+    const bool visible = args.visible_bytes == 4 ? static_cast<const int32_t*>(args.visible)[first + r] > 0
+                                                 : static_cast<const uint8_t*>(args.visible)[first + r] != 0;
+    bits |= static_cast<uint32_t>(visible) << r;
+  }
+  return bits;
 }
 
 S2D_INLINE void update(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, Mask seen, const Constants& c) {
-  if (!any(seen)) return;
   const F g = load(grad), m = load(exp_avg), v = load(exp_avg_sq);
   // Colour coefficients of a degree that is not in use yet: nothing would change, so nothing need be written.
   if (bits_of(abs_of(g) + abs_of(m) + v == F(0.0f)) == ALL_LANES) return;
@@ -86,30 +84,51 @@ void update_tail(const AdamTensor& t, int64_t first, int64_t count, Mask seen, c
   std::copy_n(exp_avg_sq, count, t.exp_avg_sq + first);
 }
 
-// Rows [first, first + count) of one tensor.
-void update_rows(const AdamTensor& t, int64_t first, int64_t count, const float* seen) {
-  const Constants c(t);
-  alignas(64) float spread[FLOATS + LANES];  // `seen` of each float
-  const int64_t size = count * t.width;
-  int64_t row = 0;
-  for (int64_t done = 0; done < size; done += FLOATS) {
-    const int64_t block = std::min(FLOATS, size - done);
-    for (int64_t i = 0; i < block;) {
-      const F value(seen[row]);
-      const int64_t row_end = (row + 1) * t.width - done, stop = std::min(block, row_end);
-      for (int64_t k = i; k < stop; k += LANES) store(spread + k, value);  // the next row overwrites what is too much
-      i = stop;
-      row += stop == row_end;
+// A group of up to LANES rows of which not all are visible, from float `begin` of the tensor on.
+void update_mixed_group(const AdamTensor& t, int64_t begin, int64_t rows, uint32_t bits, const Constants& c) {
+  const int64_t size = rows * t.width;
+  int64_t row = 0, row_end = t.width;  // of the first lane
+  for (int64_t i = 0; i < size; i += LANES) {
+    while (i >= row_end) ++row, row_end += t.width;
+    I ahead = splat(0);  // rows that a lane is beyond the first lane's
+    if (row_end < i + LANES) {
+      int64_t lane_row = row, lane_row_end = row_end;
+      for (int64_t l = 0; l < LANES; ++l) {
+        if (i + l >= lane_row_end) ++lane_row, lane_row_end += t.width;
+        ahead.v[l] = static_cast<int32_t>(lane_row - row);
+      }
     }
-    const int64_t begin = first * t.width + done;
-    int64_t i = 0;
-    for (; i + LANES <= block; i += LANES) {
-      const int64_t at = begin + i;
-      update(t.param + at, t.grad + at, t.exp_avg + at, t.exp_avg_sq + at, load(spread + i) > F(0.0f), c);
+    const Mask seen = splat(0) < I{(splat(static_cast<int32_t>(bits >> row)).v >> ahead.v) & 1};
+    if (!any(seen)) continue;
+    const int64_t at = begin + i, left = size - i;
+    if (left < LANES) {
+      update_tail(t, at, left, seen, c);
+    } else {
+      update(t.param + at, t.grad + at, t.exp_avg + at, t.exp_avg_sq + at, seen, c);
     }
-    if (i < block) update_tail(t, begin + i, block - i, load(spread + i) > F(0.0f), c);
   }
 }
+
+// Rows [first, end) of one tensor, in groups of LANES rows: a group is `width` whole vectors.
+void update_rows(const AdamArgs& args, const AdamTensor& t, int64_t first, int64_t end) {
+  const Constants c(t);
+  const Mask all = splat(0) < splat(1);
+  while (first < end) {
+    int64_t stop = first;
+    uint32_t bits = 0;
+    while (stop < end && (bits = visible_bits(args, stop, end - stop)) == ALL_LANES) stop += LANES;
+    for (int64_t at = first * t.width; at < stop * t.width; at += LANES) {
+      update(t.param + at, t.grad + at, t.exp_avg + at, t.exp_avg_sq + at, all, c);
+    }
+    if (stop < end && bits) update_mixed_group(t, stop * t.width, std::min<int64_t>(LANES, end - stop), bits, c);
+    first = stop + LANES;
+  }
+}
+
+// Rows of a tensor per task: a multiple of LANES, so that where vectors begin does not depend on the number of threads.
+int64_t task_rows(const AdamTensor& t) { return std::max<int64_t>(1, TASK_FLOATS / std::max<int64_t>(1, t.width) / LANES) * LANES; }
+
+int64_t num_tasks(const AdamArgs& args, const AdamTensor& t) { return (args.n + task_rows(t) - 1) / task_rows(t); }
 
 }  // namespace
 }  // namespace s2d
@@ -117,11 +136,13 @@ void update_rows(const AdamTensor& t, int64_t first, int64_t count, const float*
 S2D_EXPORT int s2d_adam(const s2d::AdamArgs* args, int32_t num_threads) {
   using namespace s2d;
   return guarded([&] {
-    parallel_for((args->n + ROWS - 1) / ROWS, num_threads, [&](int64_t task) {
-      float seen[ROWS];
-      const int64_t first = task * ROWS, count = std::min(ROWS, args->n - first);
-      if (!visible_rows(*args, first, count, seen)) return;
-      for (int64_t t = 0; t < args->num_tensors; ++t) update_rows(args->tensors[t], first, count, seen);
+    int64_t tasks = 0;
+    for (int64_t t = 0; t < args->num_tensors; ++t) tasks += num_tasks(*args, args->tensors[t]);
+    parallel_for(tasks, num_threads, [&](int64_t task) {
+      const AdamTensor* tensor = args->tensors;
+      for (; task >= num_tasks(*args, *tensor); ++tensor) task -= num_tasks(*args, *tensor);
+      const int64_t first = task * task_rows(*tensor);
+      update_rows(*args, *tensor, first, std::min(args->n, first + task_rows(*tensor)));
     });
   });
 }
