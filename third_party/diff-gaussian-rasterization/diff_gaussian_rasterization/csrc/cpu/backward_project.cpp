@@ -12,86 +12,79 @@ namespace {
 constexpr int64_t CHUNK = 512;  // Gaussians per task; also the unit of the camera's partial sums, so it is independent of threads
 constexpr int CAMERA_SUMS = 15;  // dW[9], dt[3], d centre[3]
 
-// Write rows of WIDTH values for the Gaussians [first, first + count); rows not in `visible` and values that are not finite
-// become zero.
+// Write rows of WIDTH values for the Gaussians [first, first + count); rows not in `visible` and values that are not finite become
+// zero.
 template <int WIDTH>
-S2D_INLINE void write_rows(float* data, int64_t first, int count, uint32_t visible, const F* values, bool accumulate) {
+S2D_INLINE void write_rows(float* data, int64_t first, int count, Mask visible, const F* values, bool accumulate) {
   if (!data) return;
-  alignas(64) float columns[WIDTH][LANES];
-  for (int k = 0; k < WIDTH; ++k) store(columns[k], zero_unless(is_finite(values[k]), values[k]));
-  for (int l = 0; l < count; ++l) {
-    float* row = data + (first + l) * WIDTH;
-    const bool seen = visible >> l & 1;
-    for (int k = 0; k < WIDTH; ++k) {
-      const float value = seen ? columns[k][l] : 0.0f;
-      row[k] = accumulate ? row[k] + value : value;
-    }
+  F columns[WIDTH];
+  if (accumulate) load_rows<WIDTH>(data, first, count, columns);
+  for (int k = 0; k < WIDTH; ++k) {
+    const F value = zero_unless(visible & is_finite(values[k]), values[k]);
+    columns[k] = accumulate ? columns[k] + value : value;
   }
+  store_rows<WIDTH>(data, first, count, columns);
 }
 
 void clear_rows(float* data, int width, int64_t first, int64_t count, bool accumulate) {
   if (data && !accumulate) std::fill_n(data + first * width, count * width, 0.0f);
 }
 
-struct BatchSums {
-  alignas(64) float sums[16][LANES];
-};
-
+constexpr int SLOT_WIDTH = sizeof(Slot) / sizeof(float);
 constexpr int SLOTS_AHEAD = 24;  // the slots were last written by other tiles, maybe on another core
 
-// Sum the slots of Gaussian g into column l.
-S2D_INLINE void sum_slots(const Frame& frame, int64_t g, int l, BatchSums& out) {
-  alignas(64) float total[16] = {};
-  const Slot* slot = frame.slots.data() + frame.slot_begin[g];
-  for (uint32_t k = 0; k < frame.slot_count[g]; ++k) {
-    __builtin_prefetch(&slot[k + SLOTS_AHEAD]);
-    for (int i = 0; i < 16; ++i) total[i] += slot[k].sums[i];
+// Sum the slots of each visible Gaussian; sums[k] is the vector of the k-th sums.
+S2D_INLINE void sum_slots(const Frame& frame, int64_t first, uint32_t visible, F* sums) {
+  F total[SLOT_WIDTH];  // SLOT_WIDTH / LANES vectors a Gaussian, LANES Gaussians
+  for (int k = 0; k < SLOT_WIDTH; k += LANES) {
+    for (int l = 0; l < LANES; ++l) {
+      F sum(0.0f);
+      if (visible >> l & 1) {
+        const SlotRange range = frame.slot_ranges[first + l];
+        const Slot* slot = frame.slots.data() + range.begin;
+        for (uint32_t i = 0; i < range.count; ++i) {
+          __builtin_prefetch(&slot[i + SLOTS_AHEAD]);
+          sum = sum + load(slot[i].sums + k);
+        }
+      }
+      total[l] = sum;
+    }
+    transpose(total);
+    for (int i = 0; i < LANES; ++i) sums[k + i] = total[i];
   }
-  for (int i = 0; i < NUM_SUMS; ++i) out.sums[i][l] = total[i];
-}
-
-// Gradients of the SH coefficients of Gaussian g; leaves the derivative of the loss by each basis function in `by_basis`.
-void sh_backward(const SceneArgs& scene, const GradientArgs& gradients, int64_t g, Float4 d_color, const float* basis,
-                 float* by_basis) {
-  const int rest = scene.num_coeffs - 1, used = (scene.degree + 1) * (scene.degree + 1) - 1;
-  const auto add = [&](float* target, Float4 value) {
-    for (int c = 0; c < 3; ++c) target[c] = gradients.accumulate ? target[c] + value[c] : value[c];
-  };
-  add(gradients.sh0 + 3 * g, d_color * basis[0]);
-  const float* c = scene.shN + 3 * rest * g;
-  float* grad = gradients.shN + 3 * rest * g;
-  for (int k = 0; k < used; ++k) {
-    add(grad + 3 * k, d_color * basis[(k + 1) * LANES]);
-    by_basis[(k + 1) * LANES] = c[3 * k] * d_color[0] + c[3 * k + 1] * d_color[1] + c[3 * k + 2] * d_color[2];
-  }
-  if (!gradients.accumulate) std::fill(grad + 3 * used, grad + 3 * rest, 0.0f);
 }
 
 // Colour gradients of a batch; adds what passes through the view direction to d_mean and to the camera centre.
-void color_backward(const Frame& frame, const SceneArgs& scene, const GradientArgs& gradients, int64_t first, int count,
-                    uint32_t visible, const GaussianBatch& batch, const BatchSums& sums, F* d_mean, F* d_center) {
-  F dir[3], inv_distance, basis_values[SH_MAX_COEFFS];
+void sh_backward(const Frame& frame, const SceneArgs& scene, const GradientArgs& gradients, int64_t first, int count, Mask visible,
+                 const GaussianBatch& batch, const F* d_rgb, F* d_mean, F* d_center) {
+  F dir[3], inv_distance, basis[SH_MAX_COEFFS], color[3], d_color[3];
+  ShBatch sh;
   view_direction(frame.camera, batch.mean, dir, inv_distance);
-  sh_basis(scene.degree, dir[0], dir[1], dir[2], basis_values);
-  const int used = (scene.degree + 1) * (scene.degree + 1), rest = scene.num_coeffs - 1;
-  alignas(64) float basis[SH_MAX_COEFFS * LANES], by_basis[SH_MAX_COEFFS * LANES] = {};
-  for (int k = 0; k < used; ++k) store(basis + k * LANES, basis_values[k]);
-  for (int l = 0; l < count; ++l) {
-    const int64_t g = first + l;
-    if (!(visible >> l & 1)) {
-      clear_rows(gradients.sh0, 3, g, 1, gradients.accumulate);
-      clear_rows(gradients.shN, 3 * rest, g, 1, gradients.accumulate);
-      continue;
-    }
-    Float4 d_color{sums.sums[SUM_R][l], sums.sums[SUM_GREEN][l], sums.sums[SUM_B][l], 0.0f};
-    for (int c = 0; c < 3; ++c) {
-      if (!(frame.splats[g].rgb[c] > 0.0f)) d_color[c] = 0.0f;  // the colour was clamped
-    }
-    sh_backward(scene, gradients, g, d_color, basis + l, by_basis + l);
+  sh_basis(scene.degree, dir[0], dir[1], dir[2], basis);
+  load_sh(scene, first, count, sh);
+  sh_color(scene, sh, basis, color);
+  for (int i = 0; i < 3; ++i) d_color[i] = zero_unless(visible & (color[i] > F(0.0f)), d_rgb[i]);  // elsewhere it was clamped
+
+  const int used = (scene.degree + 1) * (scene.degree + 1), width = 3 * (scene.num_coeffs - 1);
+  alignas(64) float columns[SH_MAX_COLUMNS * LANES];
+  F weights[SH_MAX_COEFFS];  // derivative of the loss by each basis function
+  for (int k = 1; k < used; ++k) {
+    const float* c = sh.c + 3 * (k - 1) * LANES;
+    weights[k] = load(c) * d_color[0] + load(c + LANES) * d_color[1] + load(c + 2 * LANES) * d_color[2];
+    for (int i = 0; i < 3; ++i) store(columns + (3 * (k - 1) + i) * LANES, zero_unless(visible, d_color[i] * basis[k]));
   }
+  for (int column = 3 * (used - 1); column < std::max(width, LANES); ++column) store(columns + column * LANES, F(0.0f));
+  float* target = gradients.shN + width * first;
+  if (gradients.accumulate) {
+    load_long_rows(target, width, count, sh.c);
+    for (int k = 0; k < width; ++k) store(columns + k * LANES, load(sh.c + k * LANES) + load(columns + k * LANES));
+  }
+  store_long_rows(target, width, count, columns);
+  const F d_sh0[3] = {d_color[0] * basis[0], d_color[1] * basis[0], d_color[2] * basis[0]};
+  write_rows<3>(gradients.sh0, first, count, visible, d_sh0, gradients.accumulate);
+
   if (scene.degree == 0) return;
-  F weights[SH_MAX_COEFFS], d_dir[3];
-  for (int k = 0; k < used; ++k) weights[k] = load(by_basis + k * LANES);
+  F d_dir[3];
   sh_direction_gradient(scene.degree, dir[0], dir[1], dir[2], weights, d_dir);
   const F radial = d_dir[0] * dir[0] + d_dir[1] * dir[1] + d_dir[2] * dir[2];  // normalisation removes it
   for (int k = 0; k < 3; ++k) {
@@ -102,31 +95,30 @@ void color_backward(const Frame& frame, const SceneArgs& scene, const GradientAr
 }
 
 void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientArgs& gradients, bool with_depth, int64_t first,
-                    int count, uint32_t visible, double* camera_sums) {
-  BatchSums sums = {};
-  for (int l = 0; l < count; ++l) {
-    if (visible >> l & 1) sum_slots(frame, first + l, l, sums);
-  }
+                    int count, uint32_t visible_bits, double* camera_sums) {
+  prefetch_after(scene, first);
+  F sums[SLOT_WIDTH];
+  sum_slots(frame, first, visible_bits, sums);
+  const Mask visible = mask_of(visible_bits);
   GaussianBatch batch;
   load_batch(scene, first, count, batch);
   Footprint<F> fp;
   project_footprint(frame.camera, batch.mean, batch.H, fp);
-  const auto sum = [&](int i) { return load(sums.sums[i]); };
 
   // y = conic d in terms of the whitened (u, v): y = (s1 u, s2 u + s3 v) / WHITEN^2.
   constexpr float K = 1.0f / (WHITEN * WHITEN);
   FootprintGrad<F> grad;
-  grad.mean_x = F(K) * fp.s1 * sum(SUM_GU);
-  grad.mean_y = F(K) * (fp.s2 * sum(SUM_GU) + fp.s3 * sum(SUM_GV));
-  const F guu = sum(SUM_GUU), guv = sum(SUM_GUV), gvv = sum(SUM_GVV), half_k2(0.5f * K * K);
+  grad.mean_x = F(K) * fp.s1 * sums[SUM_GU];
+  grad.mean_y = F(K) * (fp.s2 * sums[SUM_GU] + fp.s3 * sums[SUM_GV]);
+  const F guu = sums[SUM_GUU], guv = sums[SUM_GUV], gvv = sums[SUM_GVV], half_k2(0.5f * K * K);
   grad.var_x = half_k2 * fp.s1 * fp.s1 * guu;
   grad.cov_xy = half_k2 * fp.s1 * (fp.s2 * guu + fp.s3 * guv);
   grad.var_y = half_k2 * (fp.s2 * fp.s2 * guu + F(2.0f) * fp.s2 * fp.s3 * guv + fp.s3 * fp.s3 * gvv);
   for (F& value : grad.M) value = F(0.0f);
-  if (frame.camera_args.antialiasing) dimming_adjoint(fp, sum(SUM_G), grad);
+  if (frame.camera_args.antialiasing) dimming_adjoint(fp, sums[SUM_G], grad);
   grad.z = F(0.0f);
   if (with_depth) {
-    grad.z = sum(SUM_AUX);
+    grad.z = sums[SUM_AUX];
     if (frame.camera_args.inverse_depth) grad.z = F(0.0f) - grad.z * fp.inv_z * fp.inv_z;
   }
 
@@ -134,14 +126,14 @@ void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientAr
   footprint_adjoint(frame.camera, batch.mean, batch.H, fp, grad, d_mean, d_H, camera, camera + 9);
   for (int k = 12; k < CAMERA_SUMS; ++k) camera[k] = F(0.0f);
   const bool add = gradients.accumulate;
+  const F d_rgb[3] = {sums[SUM_R], sums[SUM_GREEN], sums[SUM_B]};
   if (scene.colors) {
-    const F d_color[3] = {sum(SUM_R), sum(SUM_GREEN), sum(SUM_B)};
-    write_rows<3>(gradients.colors, first, count, visible, d_color, add);
+    write_rows<3>(gradients.colors, first, count, visible, d_rgb, add);
   } else {
-    color_backward(frame, scene, gradients, first, count, visible, batch, sums, d_mean, camera + 12);
+    sh_backward(frame, scene, gradients, first, count, visible, batch, d_rgb, d_mean, camera + 12);
   }
   write_rows<3>(gradients.means, first, count, visible, d_mean, add);
-  const F d_opacity = F(LN_2) * batch.d_log2_opacity * sum(SUM_G);
+  const F d_opacity = F(LN_2) * batch.d_log2_opacity * sums[SUM_G];
   write_rows<1>(gradients.opacity_logits, first, count, visible, &d_opacity, add);
   const F d_pixel[2] = {grad.mean_x, grad.mean_y};
   write_rows<2>(gradients.means2d, first, count, visible, d_pixel, false);
@@ -172,7 +164,7 @@ void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientAr
     for (int k = 0; k < CAMERA_SUMS; ++k) {
       store(lanes, zero_unless(is_finite(camera[k]), camera[k]));
       for (int l = 0; l < count; ++l) {
-        if (visible >> l & 1) camera_sums[k] += static_cast<double>(lanes[l]);
+        if (visible_bits >> l & 1) camera_sums[k] += static_cast<double>(lanes[l]);
       }
     }
   }
@@ -218,7 +210,7 @@ void backward_project(Frame& frame, const SceneArgs& scene, const GradientArgs& 
     for (int64_t first = chunk * CHUNK; first < end; first += LANES) {
       const int count = static_cast<int>(std::min<int64_t>(LANES, end - first));
       uint32_t visible = 0;
-      for (int l = 0; l < count; ++l) visible |= static_cast<uint32_t>(frame.slot_count[first + l] != 0) << l;
+      for (int l = 0; l < count; ++l) visible |= static_cast<uint32_t>(frame.depths[first + l] != 0) << l;
       if (visible) {
         backward_batch(frame, scene, gradients, with_depth, first, count, visible, camera_sums + chunk * CAMERA_SUMS);
       } else {

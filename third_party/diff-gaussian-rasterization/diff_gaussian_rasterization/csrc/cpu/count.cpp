@@ -73,8 +73,8 @@ S2D_EXPORT int s2d_frame_pairs(const void* handle, int64_t* counts, int32_t num_
 // bytes[3] that the workspace holds, room to grow included: what grows with the Gaussians, with the instances, with the image.
 S2D_EXPORT void s2d_frame_memory(const void* handle, int64_t* bytes) {
   const s2d::Frame& f = *static_cast<const s2d::Frame*>(handle);
-  bytes[0] = f.splats.bytes() + f.slot_begin.bytes() + f.slot_count.bytes() + f.chunk_counts.bytes() + f.order.bytes() +
-             f.order_swap.bytes() + f.camera_sums.bytes();
-  bytes[1] = f.slot_tile.bytes() + f.slot_mask.bytes() + f.instances.bytes() + f.slots.bytes();
-  bytes[2] = f.tile_counts.bytes() + f.tile_begin.bytes() + f.tile_states.bytes();
+  bytes[0] = f.splats.bytes() + f.slot_ranges.bytes() + f.depths.bytes() + f.chunk_stats.bytes() + f.keys.bytes() +
+             f.keys_swap.bytes() + f.order.bytes() + f.camera_sums.bytes();
+  bytes[1] = f.slot_tiles.bytes() + f.instances.bytes() + f.slots.bytes();
+  bytes[2] = f.digit_counts.bytes() + f.tile_counts.bytes() + f.tile_begin.bytes() + f.tile_states.bytes();
 }

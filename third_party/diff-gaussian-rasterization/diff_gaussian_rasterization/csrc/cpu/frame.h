@@ -63,6 +63,7 @@ class Buffer {
     return data_;
   }
   T* data() const { return data_; }
+  size_t capacity() const { return capacity_; }
   int64_t bytes() const { return static_cast<int64_t>(capacity_ * sizeof(T)); }
   T& operator[](size_t i) const { return data_[i]; }
 
@@ -83,6 +84,25 @@ struct alignas(64) Splat {
   uint32_t padding[3];
 };
 static_assert(sizeof(Splat) == 64, "one cache line");
+
+// The tiles that a Gaussian touches: [begin, begin + count) of the slots.
+struct SlotRange {
+  uint32_t begin, count;  // count = 0: not visible
+};
+struct SlotTile {
+  uint32_t tile, mask;
+};
+
+// What the depth sort moves.
+struct DepthKey {
+  uint32_t key, gaussian;
+};
+
+// What project.cpp finds out about the Gaussians of one task.
+struct ChunkStats {
+  int64_t visible;
+  uint32_t min_depth, max_depth;  // as bits; of the visible ones
+};
 
 // One Gaussian in one tile.
 struct Instance {
@@ -152,16 +172,17 @@ struct Frame {
   Camera camera;
   CameraArgs camera_args;
   int tiles_x = 0, tiles_y = 0;
-  int64_t num_visible = 0, num_instances = 0;
+  int64_t num_chunks = 0, num_visible = 0, num_instances = 0;
 
   Buffer<Splat> splats;             // [N]
-  Buffer<uint32_t> slot_begin;      // [N]
-  Buffer<uint32_t> slot_count;      // [N] tiles touched; 0 = not visible
-  Buffer<uint32_t> slot_tile;       // [slots]
-  Buffer<uint32_t> slot_mask;       // [slots]
-  Buffer<int64_t> chunk_counts;     // scratch of prefix sums
-  Buffer<uint64_t> order, order_swap;  // [visible] (depth bits << 32 | gaussian)
-  Buffer<uint32_t> tile_counts;     // [chunks, tiles] scratch
+  Buffer<SlotRange> slot_ranges;    // [N]
+  Buffer<uint32_t> depths;          // [N] bits of z: positive floats compare like their bits; 0 = not visible
+  Buffer<SlotTile> slot_tiles;      // [slots]
+  Buffer<ChunkStats> chunk_stats;   // [chunks]
+  Buffer<DepthKey> keys, keys_swap;  // [visible] scratch of the sort
+  Buffer<uint32_t> digit_counts;    // [tasks, buckets] scratch of the sort
+  Buffer<uint32_t> order;           // [visible] Gaussians, nearest first
+  Buffer<uint32_t> tile_counts;     // [tasks, tiles] scratch
   Buffer<uint32_t> tile_begin;      // [tiles + 1]
   Buffer<Instance> instances;
   Buffer<TileState> tile_states;    // [tiles]

@@ -3,7 +3,10 @@
 // same numbers.
 #pragma once
 
+#include <algorithm>
+
 #include "frame.h"
+#include "rows.h"
 #include "sh.h"
 
 namespace s2d {
@@ -18,17 +21,6 @@ struct GaussianBatch {
   F d_log2_opacity;  // d log2_opacity / d stored value
   Mask healthy;
 };
-
-// Read up to LANES rows of `width` floats, transposed; missing rows repeat the last one.
-template <int WIDTH>
-S2D_INLINE void load_rows(const float* data, int64_t first, int count, F* out) {
-  alignas(64) float columns[WIDTH][LANES];
-  for (int l = 0; l < LANES; ++l) {
-    const float* row = data + (first + (l < count ? l : count - 1)) * WIDTH;
-    for (int k = 0; k < WIDTH; ++k) columns[k][l] = row[k];
-  }
-  for (int k = 0; k < WIDTH; ++k) out[k] = load(columns[k]);
-}
 
 S2D_INLINE void load_covariance(const SceneArgs& scene, int64_t first, int count, GaussianBatch& batch) {
   // Cholesky factor of Sigma; pivots of a semidefinite matrix may come out slightly negative.
@@ -88,6 +80,26 @@ S2D_INLINE void load_batch(const SceneArgs& scene, int64_t first, int count, Gau
   }
 }
 
+S2D_INLINE void prefetch_rows(const float* data, int64_t width, int64_t first, int64_t n) {
+  if (!data) return;
+  const float* end = data + std::min(first + LANES, n) * width;
+  for (const float* line = data + first * width; line < end; line += 16) __builtin_prefetch(line);
+}
+
+// Ask for the parameters that are needed two batches after this one: there are more arrays than the hardware follows.
+S2D_INLINE void prefetch_after(const SceneArgs& scene, int64_t batch) {
+  const int64_t first = batch + 2 * LANES;
+  if (first >= scene.n) return;
+  prefetch_rows(scene.means, 3, first, scene.n);
+  prefetch_rows(scene.opacity_logits, 1, first, scene.n);
+  prefetch_rows(scene.covars, 6, first, scene.n);
+  prefetch_rows(scene.log_scales, 3, first, scene.n);
+  prefetch_rows(scene.quats, 4, first, scene.n);
+  prefetch_rows(scene.colors, 3, first, scene.n);
+  prefetch_rows(scene.sh0, 3, first, scene.n);
+  prefetch_rows(scene.shN, 3 * (scene.num_coeffs - 1), first, scene.n);
+}
+
 // Unit directions from the camera centre, and 1 / distance.
 S2D_INLINE void view_direction(const Camera& camera, const F* mean, F* dir, F& inv_distance) {
   F offset[3];
@@ -96,28 +108,35 @@ S2D_INLINE void view_direction(const Camera& camera, const F* mean, F* dir, F& i
   for (int k = 0; k < 3; ++k) dir[k] = offset[k] * inv_distance;
 }
 
-// Four floats: the three channels of one SH coefficient and one float more, in one register.
-typedef float Float4 __attribute__((vector_size(16)));
-S2D_INLINE Float4 load4(const float* p) {
-  Float4 out;
-  std::memcpy(&out, p, 16);
-  return out;
-}
-S2D_INLINE Float4 load3(const float* p) { return Float4{p[0], p[1], p[2], 0.0f}; }
+constexpr int SH_MAX_COLUMNS = 3 * (SH_MAX_COEFFS - 1) / LANES * LANES + LANES;  // of shN, whole vectors
 
-// SH(direction) + 1/2 of Gaussian g, whose basis values are basis[k * LANES]; NaN if a stored coefficient is not finite.
-S2D_INLINE Float4 sh_color(const SceneArgs& scene, int64_t g, const float* basis) {
-  const int rest = scene.num_coeffs - 1, used = (scene.degree + 1) * (scene.degree + 1) - 1;
-  const Float4 c0 = load3(scene.sh0 + 3 * g);
-  Float4 color = c0 * basis[0] + 0.5f;
-  Float4 poison = c0 * 0.0f;
-  const float* c = scene.shN + 3 * rest * g;
-  for (int k = 0; k < rest; ++k) {
-    const Float4 value = k + 1 < rest ? load4(c + 3 * k) : load3(c + 3 * k);
-    if (k < used) color += value * basis[(k + 1) * LANES];
-    poison += value * 0.0f;
+// The coefficients of a batch in columns, c[3 k + channel] that of basis function k + 1.
+struct ShBatch {
+  F c0[3];
+  alignas(64) float c[SH_MAX_COLUMNS * LANES];
+};
+
+S2D_INLINE void load_sh(const SceneArgs& scene, int64_t first, int count, ShBatch& out) {
+  const int width = 3 * (scene.num_coeffs - 1);
+  load_rows<3>(scene.sh0, first, count, out.c0);
+  load_long_rows(scene.shN + width * first, width, count, out.c);
+}
+
+// SH(direction) + 1/2.
+S2D_INLINE void sh_color(const SceneArgs& scene, const ShBatch& sh, const F* basis, F* color) {
+  const int used = (scene.degree + 1) * (scene.degree + 1) - 1;
+  for (int i = 0; i < 3; ++i) color[i] = sh.c0[i] * basis[0] + F(0.5f);
+  for (int k = 0; k < used; ++k) {
+    for (int i = 0; i < 3; ++i) color[i] = color[i] + load(sh.c + (3 * k + i) * LANES) * basis[k + 1];
   }
-  return color + poison;
+}
+
+// Which have only finite coefficients, those beyond the degree in use included.
+S2D_INLINE Mask sh_is_finite(const SceneArgs& scene, const ShBatch& sh) {
+  F poison(0.0f);
+  for (const F& value : sh.c0) poison = poison + value * F(0.0f);
+  for (int k = 0; k < 3 * (scene.num_coeffs - 1); ++k) poison = poison + load(sh.c + k * LANES) * F(0.0f);
+  return is_finite(poison);
 }
 
 }  // namespace s2d
