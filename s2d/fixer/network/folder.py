@@ -90,12 +90,15 @@ def read_weights(folder: Path) -> NetworkState:
 def embed_prompt(folder: Path, prompt: str) -> Tensor:
     """Run the folder's text encoder once; the fixer keeps the result alone. [L, D]"""
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging as transformers_logging
 
     for part in ("tokenizer", "text_encoder"):
         if not (folder / part).is_dir():
             raise FileNotFoundError(
                 f"No text encoder: {folder / part} is missing. Expected it beside unet/ and vae/. Download the model again."
             )
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # one more bar in between would break up ours
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         encoder = CLIPTextModel.from_pretrained(
@@ -105,6 +108,9 @@ def embed_prompt(folder: Path, prompt: str) -> Tensor:
         raise ValueError(
             f"{folder}: the text encoder cannot be read ({error}). Download the model again."
         ) from error
+    finally:
+        if had_bars:
+            transformers_logging.enable_progress_bar()
     tokens = tokenizer(
         prompt,
         padding="max_length",
