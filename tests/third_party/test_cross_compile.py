@@ -97,7 +97,14 @@ def arm(tmp_path_factory) -> tuple[Path, dict[Path, str]]:
     return folder, _compile_all(_zig_for(DEFAULT), native_sources(), folder)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+def _rows() -> list:
+    """The targets as parameters; a failure that is known must be the one that is known."""
+    # Windows' C library has no aligned_alloc, which frame.h calls; everything else compiles.
+    known = pytest.mark.xfail(reason="frame.h: no std::aligned_alloc on Windows", strict=True)
+    return [pytest.param(name, marks=[known] * name.endswith("Windows")) for name in TARGETS]
+
+
+@pytest.mark.parametrize("name", _rows())
 def test_compiles_without_a_warning(name: str, tmp_path: Path, request) -> None:
     if name == DEFAULT:
         _, complaints = request.getfixturevalue("arm")
