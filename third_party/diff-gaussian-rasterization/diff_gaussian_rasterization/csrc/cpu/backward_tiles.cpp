@@ -2,9 +2,10 @@
 // Phase 4: from image cotangents to ten sums per instance. A tile's instances are walked back to front; each adds up over the blocks
 // it touches in registers, then one transposed reduction gives its slot. No atomics: every slot has one writer.
 //
-// With alpha = 2^p, p = L - u^2 - v^2, per pixel and instance:
-//   dLoss/dalpha = T (c . v) - S / (1 - alpha)    T = transmittance in front, S = sum of w (c . v) behind, background included
-//   G = alpha dLoss/dalpha                        (= dLoss / d ln alpha; 0 where alpha is clamped)
+// With alpha = 2^-n, n = u^2 + v^2 - L, per pixel and instance:
+//   q = alpha / (1 - alpha) = 1 / (2^n - 1)
+//   w = alpha T' = q T          T = transmittance behind the instance, T' = T + w = in front of it
+//   G = dLoss / d ln alpha = w (c . v) - q S     S = sum of w (c . v) behind, background included; 0 where alpha is clamped
 // and the slot gets the sums of G, G u, G v, G u^2, G u v, G v^2, w v_r, w v_g, w v_b, w v_aux.
 #include <algorithm>
 #include <climits>
@@ -70,46 +71,90 @@ void load_pixels(const Frame& frame, const CotangentArgs& cotangents, const Tile
   }
 }
 
-template <bool DEPTH>
-S2D_INLINE void backward_instance(const Splat& s, const TilePosition& tile, const PixelCenters& centers, int32_t index, uint32_t mask,
-                                  BlockPixels* blocks, float* sums) {
-  const TileEllipse ellipse(s, tile);
-  const F s1(s.s1), s2(s.s2), s3(s.s3), u0(ellipse.u0), v0(ellipse.v0), L(s.log2_opacity);
-  const F red(s.rgb[0]), green(s.rgb[1]), blue(s.rgb[2]), aux(s.aux);
-  const I here = splat(index);
-  F total[NUM_SUMS];
-  for (F& value : total) value = F(0.0f);
-  for (; mask; mask &= mask - 1) {
-    const int k = __builtin_ctz(mask);
-    BlockPixels& block = blocks[k];
-    const F y = centers.y[k / TILE_COLUMNS];
-    const F u = fma(s1, centers.x[k % TILE_COLUMNS], fma(s2, y, u0)), v = fma(s3, y, v0);
-    const F power = fnma(v, v, fnma(u, u, L));
-    const Mask counts = (power >= F(LOG2_ALPHA_MIN)) & (here < block.stop);
-    const F raw = exp2_where(counts, power);
-    const F alpha = min_of(raw, F(ALPHA_MAX));
-    const F inverse = reciprocal(F(1.0f) - alpha);
-    const F T = block.T * inverse;  // in front of this instance
-    const F w = alpha * T;
-    F cv = fma(blue, block.b, fma(green, block.g, red * block.r));
-    if (DEPTH) cv = fma(aux - block.depth, block.aux, cv);
-    const F d_alpha = fnma(block.S, inverse, T * cv);
-    block.S = fma(w, cv, block.S);
-    block.T = T;
-    const F G = zero_unless(raw <= F(ALPHA_MAX), raw * d_alpha);
-    const F Gu = G * u, Gv = G * v;
-    total[SUM_G] = total[SUM_G] + G;
-    total[SUM_GU] = total[SUM_GU] + Gu;
-    total[SUM_GV] = total[SUM_GV] + Gv;
-    total[SUM_GUU] = fma(Gu, u, total[SUM_GUU]);
-    total[SUM_GUV] = fma(Gu, v, total[SUM_GUV]);
-    total[SUM_GVV] = fma(Gv, v, total[SUM_GVV]);
-    total[SUM_R] = fma(w, block.r, total[SUM_R]);
-    total[SUM_GREEN] = fma(w, block.g, total[SUM_GREEN]);
-    total[SUM_B] = fma(w, block.b, total[SUM_B]);
-    if (DEPTH) total[SUM_AUX] = fma(w, block.aux, total[SUM_AUX]);
+// Instances that are worked on together, back to front, and their (instance, block) pairs. First q of all pairs, through memory, then the
+// sums: one long loop without a dependency from pair to pair keeps the pipes full, which a few blocks of one instance cannot.
+struct Group {
+  static constexpr int INSTANCES = 16, PAIRS = 64;  // full from either on
+
+  TileSplat splats[INSTANCES];
+  float* sums[INSTANCES];                    // where each one's go
+  int ends[INSTANCES];                       // of each one's pairs
+  uint16_t pairs[PAIRS + TILE_BLOCKS + 16];  // instance * TILE_BLOCKS + block; the vectorised writer overshoots
+  alignas(64) float q[(PAIRS + TILE_BLOCKS) * LANES];
+  int count = 0, num_pairs = 0;
+
+  bool full() const { return count == INSTANCES || num_pairs >= PAIRS; }
+
+  S2D_INLINE void add(uint32_t mask, float* slot) {
+    const int base = count * TILE_BLOCKS;
+#ifdef S2D_AVX512
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int part = 0; part < TILE_BLOCKS; part += 16) {
+      const __mmask16 touch = static_cast<__mmask16>(mask >> part);
+      const __m512i codes = _mm512_maskz_compress_epi32(touch, _mm512_add_epi32(lanes, _mm512_set1_epi32(base + part)));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + num_pairs), _mm512_cvtepi32_epi16(codes));
+      num_pairs += __builtin_popcount(touch);
+    }
+#else
+    for (; mask; mask &= mask - 1) pairs[num_pairs++] = static_cast<uint16_t>(base + __builtin_ctz(mask));
+#endif
+    sums[count] = slot;
+    ends[count++] = num_pairs;
   }
-  transposed_sum<NUM_SUMS>(total, sums);
+};
+
+void compute_q(Group& group, const PixelCenters& centers, const BlockPixels* blocks) {
+  for (int j = 0; j < group.num_pairs; ++j) {
+    const TileSplat& s = group.splats[group.pairs[j] / TILE_BLOCKS];
+    const int k = group.pairs[j] % TILE_BLOCKS;
+    F u, v;
+    s.whiten(centers.x[k % TILE_COLUMNS], centers.y[k / TILE_COLUMNS], u, v);
+    const F n = fma(v, v, fms(u, u, F(s.log2_opacity)));
+    const Mask counts = (n <= F(-LOG2_ALPHA_MIN)) & (splat(s.index) < blocks[k].stop);
+    store(group.q + j * LANES, reciprocal_where(counts, max_of(exp2_of(n) - F(1.0f), F(1.0f / ALPHA_MAX - 1.0f))));
+  }
+}
+
+template <bool DEPTH>
+void sum_group(const Group& group, const PixelCenters& centers, BlockPixels* blocks) {
+  const F q_clamped = reciprocal(F(1.0f / ALPHA_MAX - 1.0f));
+  for (int i = 0, j = 0; i < group.count; ++i) {
+    const TileSplat& s = group.splats[i];
+    F total[NUM_SUMS];
+    for (F& value : total) value = F(0.0f);
+    for (; j < group.ends[i]; ++j) {
+      const int k = group.pairs[j] % TILE_BLOCKS;
+      BlockPixels& block = blocks[k];
+      F u, v;
+      s.whiten(centers.x[k % TILE_COLUMNS], centers.y[k / TILE_COLUMNS], u, v);
+      const F q = load(group.q + j * LANES), w = q * block.T;
+      F cv = fma(F(s.rgb[2]), block.b, fma(F(s.rgb[1]), block.g, F(s.rgb[0]) * block.r));
+      if (DEPTH) cv = fma(F(s.aux) - block.depth, block.aux, cv);
+      const F wcv = w * cv;
+      const F G = zero_unless(q < q_clamped, fnma(q, block.S, wcv));
+      block.S = block.S + wcv;
+      block.T = block.T + w;
+      const F Gu = G * u, Gv = G * v;
+      total[SUM_G] = total[SUM_G] + G;
+      total[SUM_GU] = total[SUM_GU] + Gu;
+      total[SUM_GV] = total[SUM_GV] + Gv;
+      total[SUM_GUU] = fma(Gu, u, total[SUM_GUU]);
+      total[SUM_GUV] = fma(Gu, v, total[SUM_GUV]);
+      total[SUM_GVV] = fma(Gv, v, total[SUM_GVV]);
+      total[SUM_R] = fma(w, block.r, total[SUM_R]);
+      total[SUM_GREEN] = fma(w, block.g, total[SUM_GREEN]);
+      total[SUM_B] = fma(w, block.b, total[SUM_B]);
+      if (DEPTH) total[SUM_AUX] = fma(w, block.aux, total[SUM_AUX]);
+    }
+    transposed_sum<NUM_SUMS>(total, group.sums[i]);
+  }
+}
+
+template <bool DEPTH>
+void finish_group(Group& group, const PixelCenters& centers, BlockPixels* blocks) {
+  compute_q(group, centers, blocks);
+  sum_group<DEPTH>(group, centers, blocks);
+  group.count = group.num_pairs = 0;
 }
 
 template <bool DEPTH>
@@ -131,7 +176,8 @@ void backward_tile(const Frame& frame, const CotangentArgs& cotangents, int64_t 
   int awake = 0;
   uint32_t blocks = 0;
 
-  constexpr int AHEAD = 4;  // instances whose Splats are on their way from memory
+  constexpr int AHEAD = 16;  // instances whose Splats are on their way from memory
+  Group group;
   const Instance* instances = frame.instances.data() + begin;
   const Splat* splats = frame.splats.data();
   Slot* slots = frame.slots.data();
@@ -145,8 +191,12 @@ void backward_tile(const Frame& frame, const CotangentArgs& cotangents, int64_t 
       std::fill(sums, sums + NUM_SUMS, 0.0f);
       continue;
     }
-    backward_instance<DEPTH>(splats[instance.gaussian], tile, centers, i, mask, pixels, sums);
+    __builtin_prefetch(sums, 1);
+    group.splats[group.count].set(splats[instance.gaussian], tile, i);
+    group.add(mask, sums);
+    if (group.full()) finish_group<DEPTH>(group, centers, pixels);
   }
+  finish_group<DEPTH>(group, centers, pixels);
 }
 
 }  // namespace

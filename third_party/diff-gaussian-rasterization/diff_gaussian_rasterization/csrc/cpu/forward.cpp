@@ -11,19 +11,15 @@
 namespace s2d {
 namespace {
 
-constexpr int BATCH = 256;  // instances dealt out at a time: their Splats (16 KB) stay in the L1 cache
+constexpr int BATCH = 256;  // instances dealt out at a time: their TileSplats (16 KB) stay in the L1 cache
 constexpr int AHEAD = 8;    // instances whose Splats are on their way from memory
+constexpr int CHUNK = 16;   // instances whose alphas are computed before they are blended
 
 struct BlockState {
-  F T, covered, r, g, b, aux;  // covered = sum of weights; 1 - T loses its digits where little is drawn
-  F threshold;  // log2 of the least alpha that counts; infinity once the pixel is finished
+  F T;        // product of 1 - alpha, also past the end: below T_MIN from the instance on that finished the pixel
+  F final_T;  // without that instance
+  F covered, r, g, b, aux;  // covered = sum of weights; 1 - T loses its digits where little is drawn
   I stop;
-};
-
-// An instance as a batch of a tile holds it.
-struct Entry {
-  const Splat* splat;
-  TileEllipse ellipse;
 };
 
 // Which entries of a batch touch each block, in order.
@@ -53,42 +49,50 @@ struct BlockLists {
       }
     }
 #endif
+    for (int b = 0; b < TILE_BLOCKS; ++b) entries[b][counts[b]] = 0;  // read as the one behind the last
   }
 };
 
 // Blend the listed instances into one block. Return false when all of its pixels are finished.
-S2D_INLINE bool blend_block(const Entry* entries, int32_t base, const uint16_t* list, int count, F x, F y, BlockState& state) {
-  F T = state.T, covered = state.covered, r = state.r, g = state.g, b = state.b, aux = state.aux, threshold = state.threshold;
-  bool open = true;
-  for (int k = 0; k < count; ++k) {
-    const Entry& entry = entries[list[k]];
-    const Splat& s = *entry.splat;
-    const F u = fma(F(s.s1), x, fma(F(s.s2), y, F(entry.ellipse.u0))), v = fma(F(s.s3), y, F(entry.ellipse.v0));
-    const F power = fnma(v, v, fnma(u, u, F(s.log2_opacity)));
-    const Mask counts = power >= threshold;
-    F alpha = min_of(exp2_where(counts, power), F(ALPHA_MAX));
-    F T_next = fnma(alpha, T, T);
-    const Mask stops = T_next < F(T_MIN);
-    if (__builtin_expect(any(stops), 0)) {
-      alpha = zero_unless(!stops, alpha);
-      T_next = select(stops, T, T_next);
-      threshold = select(stops, F(__builtin_inff()), threshold);
-      state.stop = select(stops, splat(base + list[k]), state.stop);
-      if (!any(threshold < F(__builtin_inff()))) {
-        open = false;
-        k = count;  // nothing of this instance is blended: all its pixels have stopped
-      }
+//
+// A chunk's alphas first, through memory, then its blending: an alpha is a chain of sixteen dependent operations, and with all of one
+// instance's work in a row the processor's window holds too few instances to fill the pipes. No branch at a pixel's end: T falls
+// and never rises, so that comparing it with T_MIN says for each instance what the pixel still takes.
+S2D_INLINE bool blend_block(const TileSplat* splats, const uint16_t* list, int count, F x, F y, BlockState& state) {
+  if (!count) return true;
+  BlockState s = state;
+  s.stop = select(s.T >= F(T_MIN), splat(splats[list[0]].index), s.stop);
+  for (int first = 0; first < count; first += CHUNK, list += CHUNK) {
+    const int n = count - first < CHUNK ? count - first : CHUNK;
+    alignas(64) float alphas[CHUNK * LANES];
+    for (int k = 0; k < n; ++k) {
+      const TileSplat& splat = splats[list[k]];
+      F u, v;
+      splat.whiten(x, y, u, v);
+      const F power = fnma(v, v, fnma(u, u, F(splat.log2_opacity)));
+      store(alphas + k * LANES, min_of(exp2_where(power >= F(LOG2_ALPHA_MIN), power), F(ALPHA_MAX)));
     }
-    const F w = alpha * T;
-    covered = covered + w;
-    r = fma(w, F(s.rgb[0]), r);
-    g = fma(w, F(s.rgb[1]), g);
-    b = fma(w, F(s.rgb[2]), b);
-    aux = fma(w, F(s.aux), aux);
-    T = T_next;
+    for (int k = 0; k < n; ++k) {
+      const TileSplat& instance = splats[list[k]];
+      const F alpha = load(alphas + k * LANES), T_next = fnma(alpha, s.T, s.T);
+      const Mask open = T_next >= F(T_MIN);
+      s.stop = select(open, splat(splats[list[k + 1]].index), s.stop);  // finished by the next, as far as is known
+      const F w = zero_unless(open, alpha * s.T);
+      s.T = T_next;
+      s.final_T = select(open, T_next, s.final_T);
+      s.covered = s.covered + w;
+      s.r = fma(w, F(instance.rgb[0]), s.r);
+      s.g = fma(w, F(instance.rgb[1]), s.g);
+      s.b = fma(w, F(instance.rgb[2]), s.b);
+      s.aux = fma(w, F(instance.aux), s.aux);
+    }
+    if (!any(s.T >= F(T_MIN))) break;
   }
-  state.T = T, state.covered = covered, state.r = r, state.g = g, state.b = b, state.aux = aux, state.threshold = threshold;
-  return open;
+  const Mask open = s.T >= F(T_MIN);
+  s.stop = select(open, splat(INT32_MAX), s.stop);
+  s.T = zero_unless(open, s.T);  // before it becomes too small for a normal number
+  state = s;
+  return any(open);
 }
 
 void write_pixels(const Frame& frame, const ImageArgs& images, const TilePosition& tile, const BlockState* blocks, TileState& out) {
@@ -97,13 +101,13 @@ void write_pixels(const Frame& frame, const ImageArgs& images, const TilePositio
   for (int k = 0; k < TILE_BLOCKS; ++k) {
     const BlockState& s = blocks[k];
     const F depth = args.inverse_depth ? s.aux : select(s.covered > F(0.0f), s.aux / s.covered, F(0.0f));
-    store(out.T + k * LANES, s.T);
+    store(out.T + k * LANES, s.final_T);
     store(out.covered + k * LANES, s.covered);
     store(out.depth + k * LANES, depth);
     store(out.stop + k * LANES, s.stop);
-    store(r + k * LANES, fma(s.T, F(args.background[0]), s.r));
-    store(g + k * LANES, fma(s.T, F(args.background[1]), s.g));
-    store(b + k * LANES, fma(s.T, F(args.background[2]), s.b));
+    store(r + k * LANES, fma(s.final_T, F(args.background[0]), s.r));
+    store(g + k * LANES, fma(s.final_T, F(args.background[1]), s.g));
+    store(b + k * LANES, fma(s.final_T, F(args.background[2]), s.b));
   }
   for_each_run(frame.camera, tile, [&](int64_t pixel, int i, int length) {
     const auto copy = [&](int count) {
@@ -130,18 +134,18 @@ void blend_tile(const Frame& frame, const ImageArgs& images, int64_t index) {
   BlockState blocks[TILE_BLOCKS];
   const bool inside = tile.left + TILE_W <= frame.camera.width && tile.top + TILE_H <= frame.camera.height;
   for (BlockState& s : blocks) {
-    s.T = F(1.0f);
+    s.T = s.final_T = F(inside ? 1.0f : 0.0f);  // pixels beyond the image are finished before they start
     s.covered = s.r = s.g = s.b = s.aux = F(0.0f);
-    s.threshold = F(inside ? LOG2_ALPHA_MIN : __builtin_inff());  // pixels beyond the image are finished before they start
     s.stop = splat(inside ? INT32_MAX : -1);
   }
   if (!inside) for_each_run(frame.camera, tile, [&](int64_t, int i, int length) {
     for (int k = i; k < i + length; ++k) {
-      blocks[k / LANES].threshold.v[k % LANES] = LOG2_ALPHA_MIN;
-      blocks[k / LANES].stop.v[k % LANES] = INT32_MAX;
+      BlockState& s = blocks[k / LANES];
+      s.T.v[k % LANES] = s.final_T.v[k % LANES] = 1.0f;
+      s.stop.v[k % LANES] = INT32_MAX;
     }
   });
-  Entry entries[BATCH];
+  TileSplat batch[BATCH];
   BlockLists lists;
   uint32_t open = tile.blocks;
   const uint32_t begin = frame.tile_begin[index], end = frame.tile_begin[index + 1];
@@ -151,15 +155,14 @@ void blend_tile(const Frame& frame, const ImageArgs& images, int64_t index) {
     uint32_t masks[BATCH];
     for (int i = 0; i < count; ++i) {
       if (i + AHEAD < count) __builtin_prefetch(&splats[instances[i + AHEAD].gaussian]);
-      const Splat& splat = splats[instances[i].gaussian];
-      entries[i] = {&splat, TileEllipse(splat, tile)};
+      batch[i].set(splats[instances[i].gaussian], tile, static_cast<int32_t>(first - begin) + i);
       masks[i] = instances[i].mask;
     }
     lists.deal(masks, count, open);
     for (uint32_t rest = open; rest; rest &= rest - 1) {
       const int b = __builtin_ctz(rest);
-      if (!blend_block(entries, static_cast<int32_t>(first - begin), lists.entries[b], lists.counts[b], centers.x[b % TILE_COLUMNS], centers.y[b / TILE_COLUMNS],
-                       blocks[b])) {
+      const F x = centers.x[b % TILE_COLUMNS], y = centers.y[b / TILE_COLUMNS];
+      if (!blend_block(batch, lists.entries[b], lists.counts[b], x, y, blocks[b])) {
         open &= ~(1u << b);
       }
     }

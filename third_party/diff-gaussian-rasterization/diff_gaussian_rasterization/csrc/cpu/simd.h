@@ -58,6 +58,11 @@ S2D_INLINE uint32_t bits_of(Mask a) {
 #endif
 }
 #endif
+#ifdef S2D_AVX512
+constexpr Mask ALL = {0xffff};
+#else
+constexpr Mask ALL = {~NativeI{}};
+#endif
 S2D_INLINE bool any(Mask a) { return bits_of(a) != 0; }
 constexpr uint32_t ALL_LANES = (1u << S2D_LANES) - 1;
 
@@ -133,6 +138,7 @@ S2D_INLINE F fma(F a, F b, F c) {
 #endif
 }
 S2D_INLINE F fnma(F a, F b, F c) { return fma(F(-a.v), b, c); }  // c - a * b
+S2D_INLINE F fms(F a, F b, F c) { return fma(a, b, F(-c.v)); }   // a * b - c
 
 S2D_INLINE F sqrt_of(F a) {
 #if S2D_LANES == 16 && defined(__AVX512F__)
@@ -155,6 +161,16 @@ S2D_INLINE F reciprocal(F a) {
   return fma(r, fnma(a, r, F(1.0f)), r);
 #else
   return F(1.0f) / a;
+#endif
+}
+
+// The same where the mask is set, else 0.
+S2D_INLINE F reciprocal_where(Mask m, F a) {
+#ifdef S2D_AVX512
+  const F r = (NativeF)_mm512_rcp14_ps((__m512)a.v), rest = fnma(a, r, F(1.0f));
+  return (NativeF)_mm512_maskz_fmadd_ps(m.m, (__m512)r.v, (__m512)rest.v, (__m512)r.v);
+#else
+  return zero_unless(m, reciprocal(a));
 #endif
 }
 
@@ -207,6 +223,8 @@ S2D_INLINE F exp2_where(Mask m, F x) {
   return zero_unless(m, (NativeF)((NativeI)p.v + ((NativeI)shifted.v << 23)));
 #endif
 }
+
+S2D_INLINE F exp2_of(F x) { return exp2_where(ALL, x); }
 
 // e^x, relative error 1e-7; 0 below the normal range, infinity above, NaN for NaN.
 S2D_INLINE F exp_of(F x) {

@@ -2,6 +2,9 @@
 // What the forward and backward tile loops share: where pixels are, and the one evaluation of a Gaussian at a block of pixels.
 #pragma once
 
+#include <cstddef>
+#include <cstring>
+
 #include "frame.h"
 
 namespace s2d {
@@ -45,6 +48,32 @@ struct TileEllipse {
     v0 = s.s3 * y;
   }
 };
+
+// An instance as the loops over a tile's blocks read it: its Splat, copied as a whole, with what depends on the tile in the place of what
+// is no longer asked for.
+struct alignas(64) TileSplat {
+  float u0, v0;  // Splat: x, y
+  float s1, s2, s3, log2_opacity, rgb[3], aux;
+  int32_t index;  // in the tile's list. Splat: half_x
+  float rest[5];
+
+  // In place: a temporary of single fields that is then read as a whole would wait for each of their stores.
+  S2D_INLINE void set(const Splat& s, const TilePosition& tile, int32_t index_) {
+    std::memcpy(static_cast<void*>(this), &s, sizeof *this);
+    const TileEllipse ellipse(s, tile);
+    u0 = ellipse.u0, v0 = ellipse.v0;
+    index = index_;
+  }
+
+  S2D_INLINE void whiten(F x, F y, F& u, F& v) const {
+    u = fma(F(s1), x, fma(F(s2), y, F(u0)));
+    v = fma(F(s3), y, F(v0));
+  }
+};
+static_assert(sizeof(TileSplat) == sizeof(Splat) && offsetof(TileSplat, s1) == offsetof(Splat, s1), "a copy of a Splat");
+static_assert(offsetof(TileSplat, log2_opacity) == offsetof(Splat, log2_opacity) && offsetof(TileSplat, rgb) == offsetof(Splat, rgb) &&
+                  offsetof(TileSplat, aux) == offsetof(Splat, aux) && offsetof(TileSplat, index) == offsetof(Splat, half_x),
+              "a copy of a Splat");
 
 // Visit the pixels of a tile that are in the image, in runs along a row: fn(index of the first pixel in the image, its index in block
 // order, length). Most runs are BLOCK_W long, which the caller can unroll.
