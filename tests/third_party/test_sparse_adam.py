@@ -124,6 +124,22 @@ def test_with_all_rows_visible_it_is_torchs_adam_without_bias_correction():
             assert relative_l2(*moments) < 1e-6  # measured 1.8e-7
 
 
+def test_with_bias_correction_and_all_rows_visible_it_is_torchs_adam():
+    ours, theirs = make_groups(333), make_groups(333)
+    optimizer = SparseGaussianAdam(ours, lr=0.0, eps=1e-6, bias_correction=True)
+    reference = torch.optim.Adam(theirs, lr=0.0, eps=1e-6)  # an eps as large as the gradients
+    for step in range(30):
+        for groups in (ours, theirs):
+            set_gradients(groups, step, scale=1e-6)
+        optimizer.step()
+        reference.step()
+    for one, other, start in zip(ours, theirs, make_groups(333), strict=True):
+        moved, should = (
+            param_of(group).detach() - param_of(start).detach() for group in (one, other)
+        )
+        assert relative_l2(moved, should) < 1e-5  # measured 2e-6
+
+
 def test_every_row_has_its_own_history():
     """Each row alone in a torch Adam that only sees the steps in which the row is visible."""
     num, num_steps, shape = 9, 20, ((8, 3),)

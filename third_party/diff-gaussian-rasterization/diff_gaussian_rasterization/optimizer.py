@@ -6,12 +6,15 @@ b1, b2 its decay rates. A row that is visible gets
 
     m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g²,   p = p - lr m / (√v + eps)
 
-and one that is not keeps p, m and v to the bit. There is no bias correction: after its first gradient a row moves by
-(1 - b1) / √(1 - b2) = 3.2 learning rates, and by up to 6.6 in the next steps, so what is new settles quickly.
+and one that is not keeps p, m and v to the bit. There is no bias correction, as 3DGS scripts know it: after its first gradient a row moves
+by (1 - b1) / √(1 - b2) = 3.2 learning rates, and by up to 6.6 in the next steps. With `bias_correction` it is torch.optim.Adam's rule on
+the visible rows: with t the calls so far, lr (1 - b2^t)^½ / (1 - b1^t) takes the place of lr, and eps (1 - b2^t)^½ that of eps.
 """
 
 import ctypes
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import native_build
@@ -24,42 +27,27 @@ _P = ctypes.c_void_p
 _STEP = "SparseGaussianAdam.step"
 
 
-# Mirrors of the structures in csrc/cpu/adam.cpp.
-class _AdamTensor(ctypes.Structure):
-    _fields_ = (
-        *((name, _P) for name in ("param", "grad", "exp_avg", "exp_avg_sq")),
-        ("width", ctypes.c_int64),
-        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps")),
-    )
-
-
-class _AdamArgs(ctypes.Structure):
-    _fields_ = (
-        ("n", ctypes.c_int64),
-        ("num_tensors", ctypes.c_int64),
-        ("tensors", _P),
-        ("visible", _P),
-        ("visible_bytes", ctypes.c_int64),
-    )
-
-
 class SparseGaussianAdam(torch.optim.Adam):
     """Adam on the visible rows of tensors that all have one row per Gaussian; the module's docstring has the formula.
 
-    State of a parameter: `exp_avg`, `exp_avg_sq` and `step` (calls so far; not used), as `torch.optim.Adam` names them. So code that
+    State of a parameter: `exp_avg`, `exp_avg_sq` and `step` (calls so far), as `torch.optim.Adam` names them. So code that
     edits them by row works, and so do the state_dicts of a `torch.optim.Adam` with the same groups.
 
     Args:
         params: Groups (dicts) of one tensor each, as for torch.optim.Adam: float32, CPU, contiguous, [N, ...] of any trailing shape.
         lr: Learning rate of groups that have none of their own.
         eps: Added to √v.
+        bias_correction: See the module's docstring.
 
     Raises:
         ValueError: A group has not exactly one tensor.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, eps: float) -> None:
+    def __init__(
+        self, params: Iterable[Any], lr: float, eps: float, *, bias_correction: bool = False
+    ) -> None:
         super().__init__(params, lr=lr, eps=eps)
+        self.bias_correction = bias_correction
         for number, group in enumerate(self.param_groups):
             if len(group["params"]) != 1:
                 raise ValueError(
@@ -88,12 +76,12 @@ class SparseGaussianAdam(torch.optim.Adam):
             )
         if visibility is not None:
             _check(_STEP, "visibility", visibility, (num,), (torch.bool, torch.int32))
-        tensors = (_AdamTensor * len(groups))()
+        tensors = (_native.AdamTensor * len(groups))()
         # The gradients are held until the kernel is done: one with strides is a copy that nobody else holds.
-        gradients = [
-            self._describe(entry, group, num) for entry, group in zip(tensors, groups, strict=True)
-        ]
-        args = _AdamArgs(num, len(groups), ctypes.addressof(tensors))
+        gradients = [group["params"][0].grad.contiguous() for group in groups]
+        for entry, group, gradient in zip(tensors, groups, gradients, strict=True):
+            self._describe(entry, group, num, gradient)
+        args = _native.AdamArgs(num, len(groups), ctypes.addressof(tensors))
         if visibility is not None:
             args.visible, args.visible_bytes = visibility.data_ptr(), visibility.element_size()
         _call("s2d_adam", ctypes.byref(args))
@@ -101,28 +89,61 @@ class SparseGaussianAdam(torch.optim.Adam):
         for group in groups:
             self.state[group["params"][0]]["step"] += 1
 
-    def _describe(self, entry: _AdamTensor, group: dict[str, Any], num: int) -> Tensor:
-        """Fill in one parameter for the kernel, with zero moments where it has none; return the gradient that the kernel will read."""
+    @contextmanager
+    def lent(self, params: Sequence[Tensor]) -> Iterator[ctypes.Array]:
+        """Lend parameters, moments and rates to a kernel that makes the gradients itself; then the step counts.
+
+        Args:
+            params: Exactly what the groups hold, in any order.
+
+        Yields:
+            A ctypes array of `AdamTensor`, in the order of `params`, without gradients.
+
+        Raises:
+            ValueError: The groups hold other tensors, or a tensor has another shape, type or device.
+        """
+        group_of = {group["params"][0]: group for group in self.param_groups}
+        if group_of.keys() != set(params):
+            raise ValueError(
+                f"SparseGaussianAdam: expected an optimiser of exactly the {len(params)} tensors that were rendered, got one of "
+                f"{len(group_of)} tensors, not all the same. Make the optimiser anew when the tensors change."
+            )
+        tensors = (_native.AdamTensor * len(params))()
+        for entry, param in zip(tensors, params, strict=True):
+            self._describe(entry, group_of[param], len(param), None)
+        yield tensors
+        for param in params:
+            self.state[param]["step"] += 1
+
+    def _describe(
+        self, entry: Any, group: dict[str, Any], num: int, gradient: Tensor | None
+    ) -> None:
+        """Fill in one parameter for the kernel, with zero moments where it has none."""
         param = group["params"][0]
         state = self.state[param]
         if not state:
             state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(param)
             state["exp_avg_sq"] = torch.zeros_like(param)
-        grad = param.grad.contiguous()
         name, shape = group.get("name", "parameter"), (num, *param.shape[1:])
         for field, label, tensor in (
             ("param", name, param),
-            ("grad", f"gradient of {name}", grad),
+            ("grad", f"gradient of {name}", gradient),
             ("exp_avg", f"exp_avg of {name}", state["exp_avg"]),
             ("exp_avg_sq", f"exp_avg_sq of {name}", state["exp_avg_sq"]),
         ):
+            if tensor is None:
+                continue
             _check(_STEP, label, tensor, shape)
             setattr(entry, field, tensor.data_ptr())
         entry.width = param.numel() // max(num, 1)
         entry.lr, entry.eps = group["lr"], group["eps"]
         entry.beta1, entry.beta2 = group["betas"]
-        return grad
+        if self.bias_correction:
+            calls = float(state["step"]) + 1.0
+            root = math.sqrt(1.0 - entry.beta2**calls)
+            entry.lr *= root / (1.0 - entry.beta1**calls)
+            entry.eps *= root
 
 
 def add_gradient_lengths(

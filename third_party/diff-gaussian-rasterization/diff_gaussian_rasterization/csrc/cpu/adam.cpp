@@ -9,28 +9,13 @@
 #include "abi.h"
 #include "parallel.h"
 
+#include "adam.h"
 #include "simd.h"
 
 namespace s2d {
 namespace {
 
 constexpr int64_t TASK_FLOATS = 1 << 16;
-
-struct AdamTensor {
-  float* param;
-  const float* grad;
-  float *exp_avg, *exp_avg_sq;
-  int64_t width;  // floats in a row
-  double lr, beta1, beta2, eps;
-};
-
-struct AdamArgs {
-  int64_t n;  // rows
-  int64_t num_tensors;
-  const AdamTensor* tensors;
-  const void* visible;    // [N] a row is visible where this is > 0; null: all are
-  int64_t visible_bytes;  // of an element: 4 (int32, the radii of a render) or 1 (bool)
-};
 
 struct Constants {
   F lr, beta1, beta2, rest1, rest2, eps;
@@ -84,20 +69,24 @@ void update_tail(const AdamTensor& t, int64_t first, int64_t count, Mask seen, c
   std::copy_n(exp_avg_sq, count, t.exp_avg_sq + first);
 }
 
+// For each lane of a vector that begins `offset` floats into a row: how many rows it is beyond that one.
+S2D_INLINE I rows_ahead(int64_t offset, int64_t width) {
+  int32_t numbers[LANES];
+  for (int l = 0; l < LANES; ++l) numbers[l] = l;
+  const NativeI lane = load(numbers).v;  // a constant, once compiled
+  if (width >= LANES) return {-(lane >= splat(static_cast<int32_t>(std::min<int64_t>(width - offset, LANES))).v)};
+  // Division by a number below 16 of one below 32, exactly.
+  const int32_t inverse = static_cast<int32_t>((1 << 16) / width + 1);
+  return {((lane + static_cast<int32_t>(offset)) * inverse) >> 16};
+}
+
 // A group of up to LANES rows of which not all are visible, from float `begin` of the tensor on.
 void update_mixed_group(const AdamTensor& t, int64_t begin, int64_t rows, uint32_t bits, const Constants& c) {
   const int64_t size = rows * t.width;
-  int64_t row = 0, row_end = t.width;  // of the first lane
-  for (int64_t i = 0; i < size; i += LANES) {
-    while (i >= row_end) ++row, row_end += t.width;
-    I ahead = splat(0);  // rows that a lane is beyond the first lane's
-    if (row_end < i + LANES) {
-      int64_t lane_row = row, lane_row_end = row_end;
-      for (int64_t l = 0; l < LANES; ++l) {
-        if (i + l >= lane_row_end) ++lane_row, lane_row_end += t.width;
-        ahead.v[l] = static_cast<int32_t>(lane_row - row);
-      }
-    }
+  int64_t row = 0, offset = 0;  // of the first lane
+  for (int64_t i = 0; i < size; i += LANES, offset += LANES) {
+    while (offset >= t.width) ++row, offset -= t.width;
+    const I ahead = rows_ahead(offset, t.width);
     const Mask seen = splat(0) < I{(splat(static_cast<int32_t>(bits >> row)).v >> ahead.v) & 1};
     if (!any(seen)) continue;
     const int64_t at = begin + i, left = size - i;
@@ -109,8 +98,10 @@ void update_mixed_group(const AdamTensor& t, int64_t begin, int64_t rows, uint32
   }
 }
 
-// Rows [first, end) of one tensor, in groups of LANES rows: a group is `width` whole vectors.
-void update_rows(const AdamArgs& args, const AdamTensor& t, int64_t first, int64_t end) {
+}  // namespace
+
+// In groups of LANES rows: a group is `width` whole vectors.
+void adam_rows(const AdamArgs& args, const AdamTensor& t, int64_t first, int64_t end) {
   const Constants c(t);
   const Mask all = splat(0) < splat(1);
   while (first < end) {
@@ -124,6 +115,8 @@ void update_rows(const AdamArgs& args, const AdamTensor& t, int64_t first, int64
     first = stop + LANES;
   }
 }
+
+namespace {
 
 // Rows of a tensor per task: a multiple of LANES, so that where vectors begin does not depend on the number of threads.
 int64_t task_rows(const AdamTensor& t) { return std::max<int64_t>(1, TASK_FLOATS / std::max<int64_t>(1, t.width) / LANES) * LANES; }
@@ -142,7 +135,7 @@ S2D_EXPORT int s2d_adam(const s2d::AdamArgs* args, int32_t num_threads) {
       const AdamTensor* tensor = args->tensors;
       for (; task >= num_tasks(*args, *tensor); ++tensor) task -= num_tasks(*args, *tensor);
       const int64_t first = task * task_rows(*tensor);
-      update_rows(*args, *tensor, first, std::min(args->n, first + task_rows(*tensor)));
+      adam_rows(*args, *tensor, first, std::min(args->n, first + task_rows(*tensor)));
     });
   });
 }
