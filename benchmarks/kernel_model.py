@@ -141,19 +141,20 @@ def step_work(c: Counts) -> dict[str, Work]:
             items=c.backward,
             unit="pairs",
         ),
-        "backward_project": Work(
+        "backward_project": Work(  # and the optimiser, in the same pass
             flop=visible
-            * (ACTIVATE + FOOTPRINT + ADJOINT + sh_flop + 2 * used + SH_BASIS_GRADIENT[c.degree])
+            * (
+                ACTIVATE
+                + FOOTPRINT
+                + ADJOINT
+                + sh_flop
+                + 2 * used
+                + SH_BASIS_GRADIENT[c.degree]
+                + (RAW + 3 * c.coefficients) * ADAM
+            )
             + c.instances * SLOT_SUMS,
-            # Values again, gradients, that of the position. Unseen rows need none: their gradient is zero.
-            bytes=c.instances * SLOT + visible * (2 * (raw + color) + SPLAT + 8),
-            items=visible,
-            unit="Gaussians",
-        ),
-        "optimiser": Work(
-            # Only what was seen moves: value, gradient and two moments in; value and moments out.
-            flop=visible * (RAW + 3 * c.coefficients) * ADAM,
-            bytes=visible * (RAW + 3 * c.coefficients) * 28,
+            # Only what was seen moves: value and two moments, in and out; gradients stay in the cache. Two sums of the statistics.
+            bytes=c.instances * SLOT + visible * ((RAW + 3 * c.coefficients) * 24 + SPLAT + 16),
             items=visible,
             unit="Gaussians",
         ),

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diff_gaussian_rasterization import add_gradient_lengths
 from torch import Tensor
 
 from s2d.gaussians import Gaussians
@@ -62,28 +61,6 @@ class DensifyState:
     def mean_gradient(self) -> Tensor:
         """Average length over the views that saw a Gaussian; 0 if none did. [N]"""
         return self.grad_sum / self.num_views.clamp(min=1)
-
-
-def accumulate_gradients(
-    state: DensifyState,
-    probe_grad: Tensor,  # [C, N, 2]
-    radii: Tensor,  # [C, N]
-    width: int,
-    height: int,
-) -> None:
-    """Add one backward pass to the statistics, in place.
-
-    Args:
-        state: Statistics to add to.
-        probe_grad: dL/d(pixel position), the gradient of `means2d_probe`. Scaled here by half the image size to
-            3DGS's normalised device units, in which a threshold holds at any resolution. [C, N, 2]
-        radii: 0 where a Gaussian is not visible. [C, N] int32
-        width, height: Image size in pixels.
-    """
-    for grad, seen in zip(probe_grad, radii, strict=True):
-        add_gradient_lengths(
-            state.grad_sum, state.num_views, grad, seen, (0.5 * width, 0.5 * height)
-        )
 
 
 def update_rows(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from diff_gaussian_rasterization import rasterize_gaussians_raw
+from diff_gaussian_rasterization import TrainingView, rasterize_gaussians_raw
 from torch import Tensor
 
 from s2d.cameras import Cameras
@@ -85,6 +85,27 @@ def rasterize(
         means2d_probe=means2d_probe,
     )
     return Render(out.rgb, out.alpha, out.depth, out.radii)
+
+
+def training_view(
+    gaussians: RawGaussians, camera: Cameras, sh_degree: int | None = None
+) -> TrainingView:
+    """Render one camera for a training step without autograd through the Gaussians; `TrainingView` has the rest.
+
+    Args:
+        gaussians: N Gaussians; their tensors are updated in place.
+        camera: One camera.
+        sh_degree: Degree in use; None uses all coefficients.
+    """
+    names = ("means", "log_scales", "quats", "opacity_logits", "sh0", "shN")
+    return TrainingView(
+        {name: getattr(gaussians, name) for name in names},
+        camera.viewmats.squeeze(0),
+        camera.Ks.squeeze(0),
+        camera.width,
+        camera.height,
+        sh_degree=sh_degree,
+    )
 
 
 @contextmanager

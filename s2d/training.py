@@ -16,7 +16,6 @@ from s2d.checks import check_finite
 from s2d.densify import (
     DensifyPolicy,
     DensifyState,
-    accumulate_gradients,
     densify_and_prune,
     reset_opacity,
 )
@@ -26,7 +25,7 @@ from s2d.log import progress
 from s2d.losses import photometric_loss
 from s2d.model_folder import render_name
 from s2d.optim import LearningRates, SparseGaussianAdam, create_optimizer
-from s2d.rasterize import rasterize
+from s2d.rasterize import rasterize, training_view
 from s2d.sampling import ViewSampler
 
 HISTORY_EVERY = 20
@@ -103,20 +102,17 @@ def optimise_view(
         ValueError: The loss is not a number; names the tensor that went bad and the step.
     """
     gaussians = run.gaussians
-    probe = torch.zeros(1, gaussians.num, 2, device=gaussians.means.device, requires_grad=True)
-    render = rasterize(gaussians, camera, sh_degree=sh_degree, means2d_probe=probe)
-    # squeeze, not [0]: the gradient of an index is a new image of zeros with a copy in it.
-    loss = photometric_loss(render.rgb.squeeze(0), target, ssim_weight, gradient_weight)
+    view = training_view(gaussians, camera, sh_degree)
+    loss = photometric_loss(view.rgb, target, ssim_weight, gradient_weight)
     if not bool(torch.isfinite(loss)):
         _raise_not_finite(run, target, camera.names[0])
-    total = loss
-    if opacity_weight > 0:
-        total = total + opacity_weight * torch.sigmoid(gaussians.opacity_logits).mean()
-    total.backward()
-    accumulate_gradients(run.densify_state, probe.grad, render.radii, camera.width, camera.height)
-    # The penalty reaches every Gaussian; without it only what this view saw has a gradient.
-    run.optimizer.step(None if opacity_weight > 0 else render.radii[0])
-    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state = run.densify_state
+    view.update(
+        run.optimizer,
+        opacity_penalty=opacity_weight,
+        statistics=(state.grad_sum, state.num_views),
+    )
     run.step += 1
     return loss.detach()
 

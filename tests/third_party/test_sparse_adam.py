@@ -4,7 +4,7 @@ import native_build
 import numpy as np
 import pytest
 import torch
-from diff_gaussian_rasterization import SparseGaussianAdam, _native, add_gradient_lengths
+from diff_gaussian_rasterization import SparseGaussianAdam, _native
 from oracles import relative_l2
 from test_instruction_sets import build  # noqa: F401 - a fixture
 
@@ -354,30 +354,3 @@ def test_what_does_not_fit_is_named_and_changes_nothing():
     param_of(half[0]).grad = torch.zeros(3, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"parameter must be float32 on the CPU"):
         SparseGaussianAdam(half, lr=0.0, eps=EPS).step()
-
-
-def test_gradient_lengths_are_added_where_a_gaussian_was_seen():
-    num = 40_000  # more than one task
-    generator = torch.Generator().manual_seed(0)
-    gradient = torch.randn(num, 2, generator=generator) * 1e-5
-    radii = torch.randint(0, 3, (num,), generator=generator).int()
-    start = torch.rand(num, generator=generator) * 1e-3
-    outcomes = []
-    try:
-        for threads in (1, 3):
-            native_build.set_num_threads(threads)
-            grad_sum, num_views = start.clone(), torch.ones(num)
-            add_gradient_lengths(grad_sum, num_views, gradient, radii, (200.0, 150.0))
-            outcomes.append((grad_sum, num_views))
-    finally:
-        native_build.set_num_threads(None)
-    lengths = np.hypot(*(gradient.double().numpy() * [200.0, 150.0]).T)
-    seen = radii.numpy() > 0
-    expected = start.double().numpy() + np.where(seen, lengths, 0.0)
-    assert np.allclose(outcomes[0][0].numpy(), expected, rtol=1e-6)  # measured 1.2e-7
-    assert np.array_equal(outcomes[0][1].numpy(), 1.0 + seen)
-    assert all(map(torch.equal, *outcomes))
-    with pytest.raises(ValueError, match=r"radii must be int32 on the CPU, got torch.int64"):
-        add_gradient_lengths(*outcomes[0], gradient, radii.long(), (1.0, 1.0))
-    with pytest.raises(ValueError, match=r"gradient must be \[40000, 2\], got \[40000, 3\]"):
-        add_gradient_lengths(*outcomes[0], torch.zeros(num, 3), radii, (1.0, 1.0))

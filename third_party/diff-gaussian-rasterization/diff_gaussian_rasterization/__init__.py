@@ -9,14 +9,15 @@ from diff_gaussian_rasterization.general import (
     set_num_threads,
 )
 from diff_gaussian_rasterization.inria import GaussianRasterizationSettings, GaussianRasterizer
-from diff_gaussian_rasterization.optimizer import SparseGaussianAdam, add_gradient_lengths
+from diff_gaussian_rasterization.optimizer import SparseGaussianAdam
+from diff_gaussian_rasterization.training_view import TrainingView
 
 __all__ = [
     "GaussianRasterizationSettings",
     "GaussianRasterizer",
     "RasterOutput",
     "SparseGaussianAdam",
-    "add_gradient_lengths",
+    "TrainingView",
     "rasterize_gaussians_raw",
     "set_num_threads",
 ]

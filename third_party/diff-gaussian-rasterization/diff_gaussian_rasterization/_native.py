@@ -20,6 +20,7 @@ SOURCES = (
     "backward_project",
     "count",
     "adam",
+    "update",
     "api",
 )
 PHASES = ("project", "bin", "forward", "backward_tiles", "backward_project")
@@ -63,6 +64,28 @@ GradientArgs = _struct(
     *((name, _P) for name in ("means", "log_scales", "quats", "opacity_logits", "sh0", "shN")),
     *((name, _P) for name in ("colors", "covars", "means2d", "viewmat")),
     ("accumulate", ctypes.c_int32),
+)
+# Mirrors of the structures in csrc/cpu/adam.h.
+AdamTensor = _struct(
+    "AdamTensor",
+    *((name, _P) for name in ("param", "grad", "exp_avg", "exp_avg_sq")),
+    ("width", ctypes.c_int64),
+    *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps")),
+)
+AdamArgs = _struct(
+    "AdamArgs",
+    ("n", ctypes.c_int64),
+    ("num_tensors", ctypes.c_int64),
+    ("tensors", _P),
+    ("visible", _P),
+    ("visible_bytes", ctypes.c_int64),
+)
+UpdateArgs = _struct(
+    "UpdateArgs",
+    ("tensors", _P),
+    ("radii", _P),
+    *((name, ctypes.c_float) for name in ("opacity_penalty", "scale_x", "scale_y")),
+    *((name, _P) for name in ("grad_sum", "num_views")),
 )
 
 

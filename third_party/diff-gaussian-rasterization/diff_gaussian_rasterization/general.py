@@ -94,17 +94,24 @@ def rasterize_gaussians_raw(
     Differentiable in every float argument but `Ks`. float32 on the CPU.
     """
     scene = SceneTensors(means, log_scales, quats, opacity_logits, sh0, shN)
+    options = raw_options(scene, width, height, sh_degree)
+    if background is None:
+        background = means.new_zeros(3)
+    return render(scene, viewmats, Ks, background, means2d_probe, options)
+
+
+def raw_options(
+    scene: SceneTensors, width: int, height: int, sh_degree: int | None
+) -> RenderOptions:
+    """Check raw parameters and the degree; None is all that they hold."""
     stored = _check_scene(scene)
     if sh_degree is None:
         sh_degree = stored
     elif not 0 <= sh_degree <= stored:
         raise ValueError(
-            f"rasterize: sh_degree is {sh_degree}. Expected 0 to {stored}, the degree that shN {list(shN.shape)} holds."
+            f"rasterize: sh_degree is {sh_degree}. Expected 0 to {stored}, the degree that shN {list(scene.shN.shape)} holds."
         )
-    if background is None:
-        background = means.new_zeros(3)
-    options = RenderOptions(int(width), int(height), sh_degree)
-    return render(scene, viewmats, Ks, background, means2d_probe, options)
+    return RenderOptions(int(width), int(height), sh_degree)
 
 
 def render(
@@ -116,7 +123,7 @@ def render(
     options: RenderOptions,
 ) -> RasterOutput:
     """Check cameras and run the core: what both faces share."""
-    _check_cameras(viewmats, Ks, background, options)
+    check_cameras(viewmats, Ks, background, options)
     n, num_cameras = len(scene.means), len(viewmats)
     if means2d_probe is not None:
         check_tensor("means2d_probe", means2d_probe, (num_cameras, n, 2))
@@ -129,6 +136,35 @@ def set_num_threads(count: int | None) -> None:
     import native_build
 
     native_build.set_num_threads(count)
+
+
+def forward(
+    scene: SceneTensors,
+    viewmats: Tensor,  # [C, 4, 4]
+    Ks: Tensor,  # [C, 3, 3]
+    background: Tensor,  # [3]
+    means2d_probe: Tensor | None,  # [C, N, 2]
+    options: RenderOptions,
+) -> tuple[RasterOutput, list[_native.Frame]]:
+    """Run the core on contiguous, checked tensors; also return the workspaces from which a backward pass can start."""
+    num_cameras, n = len(viewmats), len(scene.means)
+    shape = (num_cameras, options.height, options.width)
+    rgb = torch.empty(*shape, 3)
+    alpha = torch.empty(*shape, 1)
+    depth = torch.empty(*shape, 1)
+    radii = torch.empty(num_cameras, n, dtype=torch.int32)
+    offsets = None if means2d_probe is None else means2d_probe.contiguous()
+    frames = []
+    args = scene_args(scene, options)
+    for c in range(num_cameras):
+        frame = _native.Frame()
+        camera = _camera_args(viewmats[c], Ks[c], background, options)
+        offset = None if offsets is None else offsets[c]
+        tensors = (rgb[c], alpha[c], depth[c], radii[c], offset)
+        images = _native.ImageArgs(*map(_native.pointer, tensors))
+        frame.call(frame.lib.s2d_forward, args, camera, images)
+        frames.append(frame)
+    return RasterOutput(rgb, alpha, depth, radii), frames
 
 
 class _Rasterize(torch.autograd.Function):
@@ -145,31 +181,15 @@ class _Rasterize(torch.autograd.Function):
         *scene_tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scene = SceneTensors(*(t if t is None else t.contiguous() for t in scene_tensors))
-        num_cameras, n = len(viewmats), len(scene.means)
-        shape = (num_cameras, options.height, options.width)
-        rgb = torch.empty(*shape, 3)
-        alpha = torch.empty(*shape, 1)
-        depth = torch.empty(*shape, 1)
-        radii = torch.empty(num_cameras, n, dtype=torch.int32)
-        offsets = None if means2d_probe is None else means2d_probe.contiguous()
-        frames = []
-        scene_args = _scene_args(scene, options)
-        for c in range(num_cameras):
-            frame = _native.Frame()
-            camera = _camera_args(viewmats[c], Ks[c], background, options)
-            offset = None if offsets is None else offsets[c]
-            tensors = (rgb[c], alpha[c], depth[c], radii[c], offset)
-            images = _native.ImageArgs(*map(_native.pointer, tensors))
-            frame.call(frame.lib.s2d_forward, scene_args, camera, images)
-            frames.append(frame)
+        outputs, frames = forward(scene, viewmats, Ks, background, means2d_probe, options)
         if any(ctx.needs_input_grad):
             ctx.frames = frames
             ctx.options = options
-            ctx.num_cameras = num_cameras
-            ctx.save_for_backward(alpha, *scene)
-        ctx.mark_non_differentiable(radii)
+            ctx.num_cameras = len(viewmats)
+            ctx.save_for_backward(outputs.alpha, *scene)
+        ctx.mark_non_differentiable(outputs.radii)
         ctx.set_materialize_grads(False)
-        return rgb, alpha, depth, radii
+        return tuple(outputs)
 
     @staticmethod
     def backward(
@@ -187,14 +207,14 @@ class _Rasterize(torch.autograd.Function):
         gradients = SceneTensors(*(None if t is None else torch.empty_like(t) for t in scene))
         d_viewmats = torch.empty(ctx.num_cameras, 4, 4) if needs_viewmats else None
         d_means2d = torch.empty(ctx.num_cameras, n, 2) if needs_probe else None
-        scene_args = _scene_args(scene, ctx.options)
+        args = scene_args(scene, ctx.options)
         for c, frame in enumerate(ctx.frames):
             views = [None if v is None else v[c] for v in cotangents]
             per_camera = [None if d is None else d[c] for d in (d_means2d, d_viewmats)]
             pointers = map(_native.pointer, [*gradients, *per_camera])
             frame.call(
                 frame.lib.s2d_backward,
-                scene_args,
+                args,
                 _native.CotangentArgs(*map(_native.pointer, views)),
                 _native.GradientArgs(*pointers, int(c > 0)),
             )
@@ -207,7 +227,7 @@ class _Rasterize(torch.autograd.Function):
         return None, None, d_viewmats, d_background, d_means2d, *gradients
 
 
-def _scene_args(scene: SceneTensors, options: RenderOptions) -> Any:
+def scene_args(scene: SceneTensors, options: RenderOptions) -> Any:
     coeffs = 1 if scene.shN is None else 1 + scene.shN.shape[1]
     pointers = dict(zip(SceneTensors._fields, map(_native.pointer, scene), strict=True))
     return _native.SceneArgs(
@@ -267,9 +287,7 @@ def _check_scene(scene: SceneTensors) -> int:
     return degree
 
 
-def _check_cameras(
-    viewmats: Tensor, Ks: Tensor, background: Tensor, options: RenderOptions
-) -> None:
+def check_cameras(viewmats: Tensor, Ks: Tensor, background: Tensor, options: RenderOptions) -> None:
     num_cameras = len(viewmats) if viewmats.dim() else 0
     check_tensor("viewmats", viewmats, (num_cameras, 4, 4))
     check_tensor("Ks", Ks, (num_cameras, 3, 3))

@@ -146,40 +146,6 @@ class SparseGaussianAdam(torch.optim.Adam):
             entry.eps *= root
 
 
-def add_gradient_lengths(
-    grad_sum: Tensor,  # [N]
-    num_views: Tensor,  # [N]
-    gradient: Tensor,  # [N, 2]
-    radii: Tensor,  # [N]
-    scale: tuple[float, float],
-) -> None:
-    """Add one view to the statistics of density control, in place: where radii > 0, the length of the scaled gradient, and 1.
-
-    Args:
-        grad_sum: Sums of lengths. [N] float32
-        num_views: Numbers of views, as floats. [N] float32
-        gradient: By pixel position. [N, 2] float32
-        radii: 0 where a Gaussian is not visible. [N] int32
-        scale: What the gradient is multiplied with, in x and y.
-
-    Raises:
-        ValueError: A tensor has another shape, type or device.
-    """
-    num = len(grad_sum)
-    where = "add_gradient_lengths"
-    _check(where, "grad_sum", grad_sum, (num,))
-    _check(where, "num_views", num_views, (num,))
-    _check(where, "gradient", gradient, (num, 2))
-    _check(where, "radii", radii, (num,), (torch.int32,))
-    _call(
-        "s2d_add_gradient_lengths",
-        ctypes.c_int64(num),
-        *(_P(tensor.data_ptr()) for tensor in (gradient, radii)),
-        *(ctypes.c_float(factor) for factor in scale),
-        *(_P(tensor.data_ptr()) for tensor in (grad_sum, num_views)),
-    )
-
-
 def _check(
     where: str,
     name: str,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a training step does per Gaussian after the backward pass: Adam on the visible rows of all tensors at once, and the statistics of
-// density control. A row is one Gaussian in every tensor. What is not visible is not written, and where a whole vector is not, not read.
+// Adam on the visible rows of all tensors at once. A row is one Gaussian in every tensor. What is not visible is not written, and
+// where a whole vector is not, not read.
 //
 // Each float is read four times (parameter, gradient, two moments) and written three times: 28 bytes against a square root, a division
 // and six other operations. Memory is the limit, so a task is a long piece of one tensor: its four streams get going once.
@@ -136,24 +136,6 @@ S2D_EXPORT int s2d_adam(const s2d::AdamArgs* args, int32_t num_threads) {
       for (; task >= num_tasks(*args, *tensor); ++tensor) task -= num_tasks(*args, *tensor);
       const int64_t first = task * task_rows(*tensor);
       adam_rows(*args, *tensor, first, std::min(args->n, first + task_rows(*tensor)));
-    });
-  });
-}
-
-// Where radii[N] > 0: grad_sum[N] += |(scale_x, scale_y) * gradient[N,2]|, num_views[N] += 1.
-S2D_EXPORT int s2d_add_gradient_lengths(int64_t n, const float* gradient, const int32_t* radii, float scale_x, float scale_y,
-                                        float* grad_sum, float* num_views, int32_t num_threads) {
-  using namespace s2d;
-  constexpr int64_t GRAIN = 16384;
-  return guarded([&] {
-    parallel_for((n + GRAIN - 1) / GRAIN, num_threads, [&](int64_t task) {
-      const int64_t end = std::min(n, (task + 1) * GRAIN);
-      for (int64_t i = task * GRAIN; i < end; ++i) {
-        const float x = scale_x * gradient[2 * i], y = scale_y * gradient[2 * i + 1];
-        const float length = __builtin_sqrtf(x * x + y * y);
-        grad_sum[i] += radii[i] > 0 ? length : 0.0f;
-        num_views[i] += radii[i] > 0 ? 1.0f : 0.0f;
-      }
     });
   });
 }

@@ -66,3 +66,12 @@ S2D_EXPORT int s2d_backward(void* handle, const s2d::SceneArgs* scene, const s2d
     s2d::backward_project(frame, *scene, *gradients, cotangents->depth != nullptr, num_threads);
   });
 }
+
+S2D_EXPORT int s2d_backward_update(void* handle, const s2d::SceneArgs* scene, const s2d::CotangentArgs* cotangents,
+                                   const s2d::UpdateArgs* update, int32_t num_threads) {
+  return s2d::guarded([&] {
+    s2d::Frame& frame = *static_cast<s2d::Frame*>(handle);
+    s2d::backward_tiles(frame, *cotangents, num_threads);
+    s2d::backward_update(frame, *scene, *update, cotangents->depth != nullptr, num_threads);
+  });
+}

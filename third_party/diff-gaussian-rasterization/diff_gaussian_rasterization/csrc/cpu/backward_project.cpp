@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Phase 5: sum the slots of each Gaussian, in tile order, and carry the sums back to its raw parameters and to the camera.
+// `first` counts Gaussians, `row` the rows of the gradients: the same, unless update.cpp keeps the gradients of a few rows only.
 #include <algorithm>
 
 #include "parallel.h"
@@ -55,8 +56,8 @@ S2D_INLINE void sum_slots(const Frame& frame, int64_t first, uint32_t visible, F
 }
 
 // Colour gradients of a batch; adds what passes through the view direction to d_mean and to the camera centre.
-void sh_backward(const Frame& frame, const SceneArgs& scene, const GradientArgs& gradients, int64_t first, int count, Mask visible,
-                 const GaussianBatch& batch, const F* d_rgb, F* d_mean, F* d_center) {
+void sh_backward(const Frame& frame, const SceneArgs& scene, const GradientArgs& gradients, int64_t first, int64_t row, int count,
+                 Mask visible, const GaussianBatch& batch, const F* d_rgb, F* d_mean, F* d_center) {
   F dir[3], inv_distance, basis[SH_MAX_COEFFS], color[3], d_color[3];
   ShBatch sh;
   view_direction(frame.camera, batch.mean, dir, inv_distance);
@@ -74,14 +75,14 @@ void sh_backward(const Frame& frame, const SceneArgs& scene, const GradientArgs&
     for (int i = 0; i < 3; ++i) store(columns + (3 * (k - 1) + i) * LANES, zero_unless(visible, d_color[i] * basis[k]));
   }
   for (int column = 3 * (used - 1); column < std::max(width, LANES); ++column) store(columns + column * LANES, F(0.0f));
-  float* target = gradients.shN + width * first;
+  float* target = gradients.shN + width * row;
   if (gradients.accumulate) {
     load_long_rows(target, width, count, sh.c);
     for (int k = 0; k < width; ++k) store(columns + k * LANES, load(sh.c + k * LANES) + load(columns + k * LANES));
   }
   store_long_rows(target, width, count, columns);
   const F d_sh0[3] = {d_color[0] * basis[0], d_color[1] * basis[0], d_color[2] * basis[0]};
-  write_rows<3>(gradients.sh0, first, count, visible, d_sh0, gradients.accumulate);
+  write_rows<3>(gradients.sh0, row, count, visible, d_sh0, gradients.accumulate);
 
   if (scene.degree == 0) return;
   F d_dir[3];
@@ -95,7 +96,7 @@ void sh_backward(const Frame& frame, const SceneArgs& scene, const GradientArgs&
 }
 
 void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientArgs& gradients, bool with_depth, int64_t first,
-                    int count, uint32_t visible_bits, double* camera_sums) {
+                    int64_t row, int count, uint32_t visible_bits, double* camera_sums) {
   prefetch_after(scene, first);
   F sums[SLOT_WIDTH];
   sum_slots(frame, first, visible_bits, sums);
@@ -128,15 +129,15 @@ void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientAr
   const bool add = gradients.accumulate;
   const F d_rgb[3] = {sums[SUM_R], sums[SUM_GREEN], sums[SUM_B]};
   if (scene.colors) {
-    write_rows<3>(gradients.colors, first, count, visible, d_rgb, add);
+    write_rows<3>(gradients.colors, row, count, visible, d_rgb, add);
   } else {
-    sh_backward(frame, scene, gradients, first, count, visible, batch, d_rgb, d_mean, camera + 12);
+    sh_backward(frame, scene, gradients, first, row, count, visible, batch, d_rgb, d_mean, camera + 12);
   }
-  write_rows<3>(gradients.means, first, count, visible, d_mean, add);
+  write_rows<3>(gradients.means, row, count, visible, d_mean, add);
   const F d_opacity = F(LN_2) * batch.d_log2_opacity * sums[SUM_G];
-  write_rows<1>(gradients.opacity_logits, first, count, visible, &d_opacity, add);
+  write_rows<1>(gradients.opacity_logits, row, count, visible, &d_opacity, add);
   const F d_pixel[2] = {grad.mean_x, grad.mean_y};
-  write_rows<2>(gradients.means2d, first, count, visible, d_pixel, false);
+  write_rows<2>(gradients.means2d, row, count, visible, d_pixel, false);
 
   if (scene.covars) {
     // Sigma enters through M M^T = A Sigma A^T only: its gradient is A^T grad A, off-diagonal entries counted twice.
@@ -146,7 +147,7 @@ void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientAr
     };
     const F two(2.0f);
     const F d_covar[6] = {entry(0, 0), two * entry(0, 1), two * entry(0, 2), entry(1, 1), two * entry(1, 2), entry(2, 2)};
-    write_rows<6>(gradients.covars, first, count, visible, d_covar, add);
+    write_rows<6>(gradients.covars, row, count, visible, d_covar, add);
   } else {
     F R[9], d_R[9], d_scale[3], d_quat[4];
     rotation_from_unit_quat(batch.quat, R);
@@ -156,8 +157,8 @@ void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientAr
       for (int j = 0; j < 3; ++j) d_R[3 * j + k] = d_H[3 * j + k] * batch.scale[k];
     }
     rotation_adjoint(batch.quat, batch.inv_norm, d_R, d_quat);
-    write_rows<3>(gradients.log_scales, first, count, visible, d_scale, add);
-    write_rows<4>(gradients.quats, first, count, visible, d_quat, add);
+    write_rows<3>(gradients.log_scales, row, count, visible, d_scale, add);
+    write_rows<4>(gradients.quats, row, count, visible, d_quat, add);
   }
   if (gradients.viewmat) {
     alignas(64) float lanes[LANES];
@@ -200,6 +201,20 @@ void write_viewmat(const Camera& camera, const double* sums, float* out) {
 
 }  // namespace
 
+void backward_rows(const Frame& frame, const SceneArgs& scene, const GradientArgs& gradients, bool with_depth, int64_t begin,
+                   int64_t end, int64_t origin, double* camera_sums) {
+  for (int64_t first = begin; first < end; first += LANES) {
+    const int count = static_cast<int>(std::min<int64_t>(LANES, end - first));
+    uint32_t visible = 0;
+    for (int l = 0; l < count; ++l) visible |= static_cast<uint32_t>(frame.depths[first + l] != 0) << l;
+    if (visible) {
+      backward_batch(frame, scene, gradients, with_depth, first, first - origin, count, visible, camera_sums);
+    } else {
+      clear_batch(scene, gradients, first - origin, count);
+    }
+  }
+}
+
 void backward_project(Frame& frame, const SceneArgs& scene, const GradientArgs& gradients, bool with_depth, int num_threads) {
   PhaseTimer timer(frame, PHASE_BACKWARD_PROJECT);
   const int64_t n = scene.n, chunks = (n + CHUNK - 1) / CHUNK;
@@ -207,16 +222,7 @@ void backward_project(Frame& frame, const SceneArgs& scene, const GradientArgs& 
   std::fill_n(camera_sums, (chunks + 1) * CAMERA_SUMS, 0.0);
   parallel_for(chunks, num_threads, [&](int64_t chunk) {
     const int64_t end = std::min(n, (chunk + 1) * CHUNK);
-    for (int64_t first = chunk * CHUNK; first < end; first += LANES) {
-      const int count = static_cast<int>(std::min<int64_t>(LANES, end - first));
-      uint32_t visible = 0;
-      for (int l = 0; l < count; ++l) visible |= static_cast<uint32_t>(frame.depths[first + l] != 0) << l;
-      if (visible) {
-        backward_batch(frame, scene, gradients, with_depth, first, count, visible, camera_sums + chunk * CAMERA_SUMS);
-      } else {
-        clear_batch(scene, gradients, first, count);
-      }
-    }
+    backward_rows(frame, scene, gradients, with_depth, chunk * CHUNK, end, 0, camera_sums + chunk * CAMERA_SUMS);
   });
   if (gradients.viewmat) {
     double* total = camera_sums + chunks * CAMERA_SUMS;

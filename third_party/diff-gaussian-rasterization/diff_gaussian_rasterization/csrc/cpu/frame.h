@@ -21,6 +21,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "adam.h"
 #include "projection.h"
 #include "simd.h"
 
@@ -164,6 +165,15 @@ struct GradientArgs {
   int32_t accumulate;  // 1: add to the Gaussians' gradients that are there (second camera of a batch)
 };
 
+// What becomes of the gradients in a training step without autograd.
+struct UpdateArgs {
+  const AdamTensor* tensors;  // [6] means, log_scales, quats, opacity_logits, sh0, shN; their grad is not read
+  const int32_t* radii;       // [N] rows with 0 are left alone
+  float opacity_penalty;      // the loss has this times the mean opacity; if > 0, all rows are updated
+  float scale_x, scale_y;     // of the 2D gradients in the statistics
+  float *grad_sum, *num_views;  // [N] where radii > 0: += length of the 2D gradient, += 1; null = not wanted
+};
+
 // -----------------------------------------------------------------------------------------------------------------------------------
 
 enum Phase { PHASE_PROJECT, PHASE_BIN, PHASE_FORWARD, PHASE_BACKWARD_TILES, PHASE_BACKWARD_PROJECT, NUM_PHASES };
@@ -208,5 +218,10 @@ void bin(Frame&, int64_t n, int num_threads);
 void forward(Frame&, const ImageArgs&, int num_threads);
 void backward_tiles(Frame&, const CotangentArgs&, int num_threads);
 void backward_project(Frame&, const SceneArgs&, const GradientArgs&, bool with_depth, int num_threads);
+// The part of it for the Gaussians [begin, end), a multiple of LANES but for the last; the gradients of Gaussian g go to row g - origin.
+void backward_rows(const Frame&, const SceneArgs&, const GradientArgs&, bool with_depth, int64_t begin, int64_t end, int64_t origin,
+                   double* camera_sums);
+// Instead of backward_project: from the slots to updated parameters.
+void backward_update(Frame&, const SceneArgs&, const UpdateArgs&, bool with_depth, int num_threads);
 
 }  // namespace s2d
