@@ -238,7 +238,8 @@ def test_hash_depends_on_what_changes_the_result_only():
     ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_every_preset_in_the_repository_fits_its_script(path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
+    for folder in (ROOT, ROOT / "tools"):
+        monkeypatch.syspath_prepend(str(folder))
     script = importlib.import_module(path.parent.name)
     preset = config._load_preset(script.Config, path.parent.name, str(path))
     defaults = {field.name: field.default for field in dataclasses.fields(script.Config)}

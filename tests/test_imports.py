@@ -16,7 +16,7 @@ LAYERS = [
     {"cameras", "lenses", "plain_photos", "triangulation", "ply_io", "colmap_io", "transforms_io"},
     {"scene", "split", "sampling", "trajectories", "gaussians"},
     {"rasterize", "densify", "optim", "model_folder"},
-    {"guidance", "fixer", "training"},
+    {"guidance", "fixer", "training", "pairs"},
     {"report"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
@@ -24,7 +24,7 @@ LAYER = {module: number for number, modules in enumerate(LAYERS) for module in m
 # Packages that one place alone may import, so that what they stand for can be exchanged there.
 ONLY_IMPORTERS = {
     "simple_knn": {"gaussians"},
-    "diff_gaussian_rasterization": {"rasterize", "densify", "optim"},
+    "diff_gaussian_rasterization": {"rasterize", "optim"},
     "fused_ssim": {"losses"},
     "native_build": {"guidance"},
     "diffusers": {"fixer"},

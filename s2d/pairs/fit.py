@@ -1,0 +1,92 @@
+"""Stages 0 and 1 in memory: from some views of a scene to a point cloud and Gaussians, with the loop of stage 1 and nothing on disk."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from s2d.densify import DensifyPolicy
+from s2d.gaussians import Gaussians, gaussians_from_points, thin_points
+from s2d.guidance.cloud import SurfaceCloud
+from s2d.guidance.mvs import reconstruct
+from s2d.optim import LearningRates, active_sh_degree, scene_extent, set_means_rate
+from s2d.rasterize import cpus_for_kernels
+from s2d.sampling import ViewSampler
+from s2d.scene import Scene
+from s2d.training import control_density, optimise_view, record, start_run
+
+REPORT_EVERY = 25  # steps between two calls of on_steps
+SSIM_WEIGHT = 0.2  # as stage 1
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long and how large; all else is as in stage 1."""
+
+    num_steps: int
+    max_init_points: int
+    max_gaussians: int
+    sh_degree: int
+
+
+class Fitted(NamedTuple):
+    """What one fit leaves behind."""
+
+    cloud: SurfaceCloud
+    gaussians: Gaussians
+    early: list[Gaussians]  # as they were after each of `early_steps`
+
+
+def fit(
+    views: Scene,
+    settings: FitSettings,
+    seed: int,
+    early_steps: Sequence[int] = (),
+    on_steps: Callable[[int], None] = lambda num: None,
+) -> Fitted:
+    """Reconstruct points from the views, and fit Gaussians on them to the views.
+
+    Args:
+        views: The inputs alone (`scene.subset(kept)`), two or more.
+        settings: See there.
+        seed: Same seed, same result, at any number of threads.
+        early_steps: Steps after which to keep a copy, each between 1 and num_steps.
+        on_steps: Called with the number of steps done since the last call.
+
+    Raises:
+        ValueError: the photos share no surface, or the optimisation went astray.
+    """
+    cloud = reconstruct(views, seed).cloud
+    chosen = thin_points(cloud.points, settings.max_init_points, cloud.confidence)
+    gaussians = gaussians_from_points(cloud.points[chosen], cloud.rgbs[chosen], settings.sh_degree)
+    rates = LearningRates()
+    extent = scene_extent(views.cameras, cloud.points)
+    run = start_run(gaussians, rates, extent, ViewSampler(views.names, seed=seed), seed)
+    policy = DensifyPolicy(max_gaussians=settings.max_gaussians)
+    degree_every = max(1, settings.num_steps // 4)  # stage 1: 1000 of 4000
+    early: dict[int, Gaussians] = {}
+    with cpus_for_kernels():
+        while run.step < settings.num_steps:
+            set_means_rate(run.optimizer, rates, extent, run.step / settings.num_steps)
+            _, name = run.sampler.draw()
+            loss = optimise_view(
+                run,
+                views.cameras.select([name]),
+                views.image(name),
+                ssim_weight=SSIM_WEIGHT,
+                sh_degree=active_sh_degree(run.step, degree_every, settings.sh_degree),
+            )
+            control_density(run, policy, 0, settings.num_steps)
+            record(run, loss)
+            if run.step in early_steps:
+                early[run.step] = copy_of(run.gaussians)
+            if run.step % REPORT_EVERY == 0:
+                on_steps(REPORT_EVERY)
+        on_steps(settings.num_steps % REPORT_EVERY)
+    return Fitted(cloud, run.gaussians.detached(), [early[step] for step in early_steps])
+
+
+def copy_of(gaussians: Gaussians) -> Gaussians:
+    """The same values in memory of their own: the next step changes them in place."""
+    return Gaussians(
+        **{name: tensor.detach().clone() for name, tensor in gaussians.tensors().items()}
+    )

@@ -1,0 +1,107 @@
+"""Jobs spread over processes of one thread each: two small fits side by side are faster than one after the other on two threads.
+
+The parent alone shows progress and moves results. Workers ignore Ctrl-C and end when their parent ends them or is gone.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+import cv2
+import torch
+
+from s2d import log
+from s2d.pairs.dataset import Dataset
+from s2d.pairs.jobs import Job, PairSettings
+
+
+class _Worker(NamedTuple):
+    process: multiprocessing.process.BaseProcess
+    connection: Connection
+
+
+def run_jobs(
+    dataset: Dataset, jobs: Sequence[Job], settings: PairSettings, num_workers: int
+) -> Iterator[tuple[Job, str, Any]]:
+    """Run the jobs; yields (job, "steps", number) and (job, "done", record) as they come.
+
+    Raises:
+        OSError: a worker could not write.
+        ValueError: a worker died: out of memory, or killed.
+        RuntimeError: a defect of ours, with the worker's traceback.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks of torch's threads
+    waiting = list(reversed(jobs))
+    workers: list[_Worker] = []
+    at_work: dict[Connection, Job] = {}
+    try:
+        for _ in range(min(num_workers, len(jobs))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, dataset, settings), daemon=True)
+            process.start()
+            theirs.close()  # so that its end closes with the process
+            workers.append(_Worker(process, ours))
+            at_work[ours] = waiting.pop()
+            ours.send(at_work[ours])
+        while at_work:
+            for connection in wait(list(at_work)):
+                job = at_work[connection]
+                try:
+                    event, value = connection.recv()
+                except EOFError:
+                    raise _died(job, workers, connection) from None
+                if event == "error":
+                    raise value
+                if event == "defect":
+                    raise RuntimeError(f"{job.name} failed:\n{value}")
+                yield job, event, value
+                if event == "done":
+                    del at_work[connection]
+                    if waiting:
+                        at_work[connection] = waiting.pop()
+                        connection.send(at_work[connection])
+    finally:
+        for worker in workers:
+            worker.process.kill()  # not terminate: pycolmap answers SIGTERM with a screenful of stack trace
+            worker.connection.close()
+        for worker in workers:
+            worker.process.join()
+
+
+def _work(connection: Connection, dataset: Dataset, settings: PairSettings) -> None:
+    """A worker's life: take a job, do it, until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["S2D_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    # The bars and lines of stereo and fit are for one run, not for many side by side; a job's record says what went wrong.
+    log.console.quiet = True
+    log.logger.handlers = [logging.NullHandler()]
+    log.logger.propagate = False
+    try:
+        while True:
+            job = connection.recv()
+            record = dataset.work(job, settings, lambda num: connection.send(("steps", num)))
+            connection.send(("done", record))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except OSError as error:
+        connection.send(("error", error))
+    except Exception:
+        connection.send(("defect", traceback.format_exc()))
+
+
+def _died(job: Job, workers: Sequence[_Worker], connection: Connection) -> ValueError:
+    process = next(worker.process for worker in workers if worker.connection is connection)
+    process.join()
+    code = process.exitcode or 0
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return ValueError(
+        f"The process that made {job.name} {how}. Most often the memory is full: use fewer --workers or a smaller --max-side. "
+        "What is finished is kept; the same command goes on from there."
+    )
