@@ -1,6 +1,5 @@
 """Density control: rows and Adam moments stay together; who is cloned, split, pruned, and how many."""
 
-import pytest
 import torch
 
 from s2d.densify import (

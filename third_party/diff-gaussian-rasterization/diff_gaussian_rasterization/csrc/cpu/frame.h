@@ -13,7 +13,6 @@
 
 #include <chrono>
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 #include <utility>
 
@@ -44,7 +43,7 @@ class Buffer {
   Buffer() = default;
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { std::free(data_); }
+  ~Buffer() { release(); }
 
   T* reserve(size_t count) {
     if (count > capacity_) {
@@ -52,14 +51,14 @@ class Buffer {
       // Large buffers are read in random order: huge pages, where the system has them, save address translations.
       const size_t alignment = wanted * sizeof(T) < HUGE_PAGE ? 64 : HUGE_PAGE;
       const size_t bytes = (wanted * sizeof(T) + alignment - 1) / alignment * alignment;
-      void* fresh = std::aligned_alloc(alignment, bytes);
-      if (!fresh) throw std::bad_alloc();
+      void* fresh = ::operator new(bytes, std::align_val_t{alignment});
 #ifdef MADV_HUGEPAGE
       if (alignment == HUGE_PAGE) madvise(fresh, bytes, MADV_HUGEPAGE);
 #endif
-      std::free(data_);
+      release();
       data_ = static_cast<T*>(fresh);
       capacity_ = wanted;
+      alignment_ = alignment;
     }
     return data_;
   }
@@ -69,8 +68,12 @@ class Buffer {
   T& operator[](size_t i) const { return data_[i]; }
 
  private:
+  void release() {
+    if (data_) ::operator delete(data_, std::align_val_t{alignment_});
+  }
+
   T* data_ = nullptr;
-  size_t capacity_ = 0;
+  size_t capacity_ = 0, alignment_ = 64;
 };
 
 // Everything the tile loops read of one Gaussian: one cache line.
