@@ -97,12 +97,7 @@ def arm(tmp_path_factory) -> tuple[Path, dict[Path, str]]:
     return folder, _compile_all(_zig_for(DEFAULT), native_sources(), folder)
 
 
-def _rows() -> list:
-    """The targets as parameters; a failure that is known must be the one that is known."""
-    return list(TARGETS)
-
-
-@pytest.mark.parametrize("name", _rows())
+@pytest.mark.parametrize("name", TARGETS)
 def test_compiles_without_a_warning(name: str, tmp_path: Path, request) -> None:
     if name == DEFAULT:
         _, complaints = request.getfixturevalue("arm")
