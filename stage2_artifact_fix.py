@@ -1,29 +1,40 @@
-"""Stage 2: turn each novel render (with artifacts) into a clean pseudo view, helped by the point guidance.
+"""Stage 2: turn each novel render (with artifacts) into a clean pseudo view, helped by the point guidance and the nearest kept photo.
 
-Reads   OUT/stage1/renders; OUT/stage0/ guidance, coverage, novel_cameras.json; SCENE kept photos
+Reads   OUT/stage1/renders; OUT/stage0/ guidance, coverage, novel_cameras.json; SCENE kept photos; the fixer's weights
 Writes  OUT/stage2/ fixed/<name>.png, mask/<name>.png (255 where a point supports the pixel), confidence/<name>.png
+
+A view whose three pictures are complete is not computed again after an interruption. With several processes each takes a share of
+the views; the files are the same.
 
 Example
     python stage2_artifact_fix.py -m out/fern
-    python stage2_artifact_fix.py -m out/fern --guidance-share 0.3 --overwrite
+    python stage2_artifact_fix.py -m out/fern --fixer analytic --guidance-share 0.3 --overwrite
+    accelerate launch stage2_artifact_fix.py -m out/fern --fixer difix --stage2-checkpoint model_final.pkl --device cuda
 """
 
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from torch import Tensor
 from tyro.conf import arg
 
 from s2d.cameras import Cameras
 from s2d.config import no_effect, run_script
-from s2d.fixer.analytic import AnalyticFixer, MixMode
+from s2d.fixer.analytic import MixMode
+from s2d.fixer.choice import DEFAULTS, FixerChoice, FixerName, choose_fixer
+from s2d.fixer.diffusion import Precision
+from s2d.fixer.interface import Fixer
+from s2d.fixer.processes import Processes, join_processes
 from s2d.images import image_writer, list_images, read_image
 from s2d.log import logger, progress
 from s2d.model_folder import copy_results, kept_views, render_name
 from s2d.split import Split
-from s2d.stage_io import Stage, open_stage, require_stage
+from s2d.stage_io import open_stage, require_stage
 
 RESULTS = ("fixed", "mask", "confidence")
 
@@ -36,20 +47,33 @@ class Config:
     """Output folder OUT with stages 0 and 1. If left out, all folders below must be given and OUT is the one that holds --fixed-dir."""
     source: Annotated[Path | None, arg(aliases=["-s"])] = no_effect(None)
     """The scene; default: the one that stage 0 was run on."""
-    fixer: Literal["analytic"] = "analytic"
-    """analytic: mix the guidance into the render, no network."""
-    guidance_share: float = 0.5
-    """Share of the guidance in the mix where points project: 0 keeps the render."""
-    mode: MixMode = "mask"
-    """mask: mix where points project; global: everywhere, holes are black."""
-    feather: float = 1.5
-    """Softness of the mask's edge in pixels. 0 is hard."""
-    match_gain: bool = False
-    """Match the guidance's brightness to the render's before mixing."""
-    base_model_path: str | None = None
-    """Diffusion base model: not supported yet."""
-    stage2_checkpoint: Path | None = None
-    """Weights of the diffusion fixer: not supported yet."""
+
+    # What the fixer is resolved to is hashed as an input, with all its settings and the content of its weights.
+    fixer: FixerName | None = no_effect(None)
+    """analytic: mix the guidance into the render, no network. compact: the small network. difix: a diffusion base. Default: what the weights below are for, else compact if its weights come with this copy of S2D, else analytic."""
+    weights: Path | None = no_effect(None)
+    """compact: its safetensors file. Default: the one that comes with S2D."""
+    base_model_path: str | None = no_effect(None)
+    """difix: folder of nvidia/difix_ref or stabilityai/sd-turbo, or such a name if `hf download` has fetched it. Default: nvidia/difix_ref."""
+    stage2_checkpoint: Path | None = no_effect(None)
+    """difix: trained weights (.pkl of S2D, Difix, img2img-turbo or train_artifact_fixer.py). Default: the base model as it is."""
+    num_references: int | None = no_effect(None)
+    """compact, difix: how many of the nearest kept photos the network looks at. Default: 1."""
+    precision: Precision | None = no_effect(None)
+    """compact, difix: number format of the network. Default: fp32."""
+    tile_size: int | None = no_effect(None)
+    """compact, difix: longest side in pixels that runs in one piece; smaller takes less memory. Default: 1536, difix 1024."""
+    network_size: int | None = no_effect(None)
+    """difix: run at this square size and resize back; S2D's released weights were trained at 512. Default: the image's size."""
+    guidance_share: float | None = no_effect(None)
+    """analytic: share of the guidance in the mix where points project; 0 keeps the render. Default: 0.5."""
+    mode: MixMode | None = no_effect(None)
+    """analytic: mask mixes where points project, global everywhere, holes are black. Default: mask."""
+    feather: float | None = no_effect(None)
+    """analytic: softness of the mask's edge in pixels; 0 is hard. Default: 1.5."""
+    match_gain: bool = no_effect(False)
+    """analytic: match the guidance's brightness to the render's before mixing."""
+
     stage1_meta_dir: Path | None = no_effect(None)
     """Folder of stage 1's index files; default OUT/stage1."""
     input_image_dir: Path | None = no_effect(None)
@@ -63,9 +87,9 @@ class Config:
     fixed_mask_dir: Path | None = no_effect(None)
     """Also copy the masks here."""
     seed: int = no_effect(0)
-    """The analytic fixer draws nothing at random; accepted because every stage is given one."""
+    """No fixer draws anything at random; accepted because every stage is given one."""
     device: str = no_effect("cpu")
-    """The analytic fixer takes milliseconds and always runs on the CPU."""
+    """Where the network runs: cpu, cuda, cuda:1 ... The analytic fixer takes milliseconds and always runs on the CPU."""
     overwrite: bool = no_effect(False)
     """Rebuild a finished stage 2."""
 
@@ -77,62 +101,117 @@ class ViewFiles:
     rendered: Path
     guidance: Path
     coverage: Path | None
-    reference: Path
+    references: tuple[Path, ...]  # nearest first
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all processes do together."""
+
+    choice: FixerChoice
+    views: dict[str, ViewFiles]  # those still to be fixed, by name
+    num_done: int
+    folder: Path  # gets one folder of pictures per kind of result
 
 
 def main(cfg: Config) -> Path:
     """Run stage 2; returns OUT/stage2."""
-    refuse_network(cfg)
     model_dir = output_folder(cfg)
-    views = collect_views(cfg, model_dir)
-    inputs = {
-        part: [path for view in views.values() if (path := getattr(view, part)) is not None]
-        for part in ("rendered", "guidance", "coverage")
-    }
-    inputs["references"] = sorted({view.reference for view in views.values()})
-    inputs["pairs"] = {name: view.reference.name for name, view in views.items()}
-    with open_stage(model_dir, "stage2", cfg, inputs, cfg.overwrite) as stage:
-        if not stage.up_to_date:
-            with stage.timer("fix"):
-                fix_views(cfg, stage, views)
-            stage.info["num_views"] = len(views)
-    copy_results(stage.dir / "fixed", cfg.fixed_dir)
-    copy_results(stage.dir / "mask", cfg.fixed_mask_dir)
+    with join_processes() as processes:
+        if processes.is_first:
+            run_stage(cfg, model_dir, processes)
+        else:
+            logger.setLevel(logging.ERROR)  # the first one speaks for all
+            plan = processes.share_plan()
+            if plan is not None:
+                fix_views(cfg, plan, processes)
     return model_dir / "stage2"
 
 
-def fix_views(cfg: Config, stage: Stage, views: dict[str, ViewFiles]) -> None:
-    """Fix every view; those that an interrupted run has finished are kept."""
-    fixer = AnalyticFixer(cfg.guidance_share, cfg.mode, cfg.feather, cfg.match_gain)
+def run_stage(cfg: Config, model_dir: Path, processes: Processes) -> None:
+    """Plan the stage, do this process's share, put everything in its place."""
+    choice = choose_fixer(
+        cfg.fixer, {flag: getattr(cfg, flag) for known in DEFAULTS.values() for flag in known}
+    )
+    views = collect_views(cfg, model_dir, choice.num_references)
+    inputs = choice.inputs()
+    for part in ("rendered", "guidance", "coverage"):
+        files = [getattr(view, part) for view in views.values()]
+        inputs[part] = [path for path in files if path is not None]
+    inputs["references"] = sorted({path for view in views.values() for path in view.references})
+    inputs["pairs"] = {
+        name: [path.name for path in view.references] for name, view in views.items()
+    }
+    with open_stage(model_dir, "stage2", cfg, inputs, cfg.overwrite) as stage:
+        if not stage.up_to_date:
+            logger.info("fixer: %s (%s)", choice.name, choice.reason)
+            with stage.timer("fix"):
+                todo = unfinished_views(views, stage.scratch)
+                plan = Plan(choice, todo, len(views) - len(todo), stage.scratch)
+                fix_views(cfg, processes.share_plan(plan), processes)
+            for part in RESULTS:
+                for leftover in (stage.scratch / part).rglob(".*.tmp"):  # of a run that was killed
+                    leftover.unlink()
+                os.replace(stage.scratch / part, stage.dir / part)
+            stage.info |= {"num_views": len(views), "fixer": choice.name}
+    copy_results(stage.dir / "fixed", cfg.fixed_dir)
+    copy_results(stage.dir / "mask", cfg.fixed_mask_dir)
+
+
+def unfinished_views(views: dict[str, ViewFiles], folder: Path) -> dict[str, ViewFiles]:
+    """The views that no earlier run has finished; those with the same references stand together, so that one process encodes them."""
     for part in RESULTS:
-        (stage.scratch / part).mkdir(exist_ok=True)
-    with image_writer() as write, progress(len(views), "stage 2") as bar:
-        for done, (name, view) in enumerate(views.items(), start=1):
-            targets = [stage.scratch / part / name for part in RESULTS]
-            if not all(target.exists() for target in targets):
-                guidance = read_image(view.guidance)
-                coverage = read_coverage(view.coverage, guidance)
-                result = fixer.fix(
-                    read_image(view.rendered), guidance, coverage, read_image(view.reference)
-                )
-                for target, image in zip(
-                    targets, (result.fixed, result.mask, result.confidence), strict=True
-                ):
-                    write(target, image)
-            bar.update(done)
-    for part in RESULTS:
-        os.replace(stage.scratch / part, stage.dir / part)
+        (folder / part).mkdir(exist_ok=True)
+    return {
+        name: view
+        for name, view in sorted(views.items(), key=lambda item: (item[1].references, item[0]))
+        if not all((folder / part / name).exists() for part in RESULTS)
+    }
 
 
-def read_coverage(path: Path | None, guidance: Tensor) -> Tensor:
-    """Return the coverage mask [H, W, 1]: stage 0's, else what is not black in the guidance."""
-    if path is not None:
-        return (read_image(path)[..., :1] > 0.5).float()
-    return (guidance > 0).any(-1, keepdim=True).float()
+def fix_views(cfg: Config, plan: Plan, processes: Processes) -> None:
+    """Fix this process's share of the views and wait for the others."""
+    share = processes.share_of(list(plan.views.items()))
+    total = plan.num_done + len(plan.views)
+    fixer = plan.choice.load(cfg.device, processes.local_rank) if share else None
+    # A view at a time: on a CPU two or four together take as long, at twice or four times the memory.
+    with image_writer() as write, progress(total, "stage 2", start=plan.num_done) as bar:
+        for done, (name, view) in enumerate(share, start=1):
+            result = fix_view(fixer, view)
+            for part in RESULTS:
+                write(plan.folder / part / name, getattr(result, part))
+            bar.update(min(total, plan.num_done + done * processes.count))  # the others keep pace
+    processes.wait()
 
 
-def collect_views(cfg: Config, model_dir: Path) -> dict[str, ViewFiles]:
-    """Pair every render with its guidance, coverage and reference photo, by name."""
+def fix_view(fixer: Fixer, view: ViewFiles):
+    """Read what belongs to a view and fix it."""
+    rendered, guidance = read_image(view.rendered), read_image(view.guidance)
+    require_size(view.guidance, guidance, view.rendered, rendered)
+    if view.coverage is None:  # what is not black
+        coverage = (guidance > 0).any(-1, keepdim=True).float()
+    else:
+        coverage = (read_image(view.coverage)[..., :1] > 0.5).float()
+        require_size(view.coverage, coverage, view.rendered, rendered)
+    return fixer.fix(rendered, guidance, coverage, [read_photo(path) for path in view.references])
+
+
+# Neighbouring views look at the same photos.
+read_photo = lru_cache(maxsize=8)(read_image)
+
+
+def require_size(path: Path, image: Tensor, other_path: Path, other: Tensor) -> None:
+    """Refuse pictures of one view that differ in size."""
+    if image.shape[:2] != other.shape[:2]:
+        sizes = [f"{shape[1]}x{shape[0]}" for shape in (image.shape, other.shape)]
+        raise ValueError(
+            f"{path} is {sizes[0]}, but {other_path} is {sizes[1]}. Expected one size per view. "
+            "Run stages 0 and 1 on the same scene again."
+        )
+
+
+def collect_views(cfg: Config, model_dir: Path, num_references: int) -> dict[str, ViewFiles]:
+    """Pair every render with its guidance, coverage and reference photos, by name."""
     render_dir = cfg.stage1_novel_render_dir or require_stage(model_dir, "stage1").dir / "renders"
     guidance_dir = cfg.point_guidance_dir or require_stage(model_dir, "stage0").dir / "guidance"
     for folder in (render_dir, guidance_dir):
@@ -151,44 +230,56 @@ def collect_views(cfg: Config, model_dir: Path) -> dict[str, ViewFiles]:
     if not names:
         logger.warning("stage2: there is nothing to fix: no render in %s", render_dir)
         return {}
-    references = nearest_references(cfg, model_dir, names)
+    references = nearest_references(cfg, model_dir, names, num_references)
     return {
         name: ViewFiles(
             rendered=render_dir / name,
             guidance=guidance_dir / name,
             coverage=coverage_dir / name if (coverage_dir / name).is_file() else None,
-            reference=references[name],
+            references=references[name],
         )
         for name in names
     }
 
 
-def nearest_references(cfg: Config, model_dir: Path, names: list[str]) -> dict[str, Path]:
-    """Find the kept photo nearest to each novel view: by camera, or by index where there are no cameras."""
+def nearest_references(
+    cfg: Config, model_dir: Path, names: Sequence[str], count: int
+) -> dict[str, tuple[Path, ...]]:
+    """Find the kept photos nearest to each novel view: by camera, or by index where there are no cameras."""
     stage0_dir = model_dir / "stage0"
     if (stage0_dir / "novel_cameras.json").is_file():
         stage0 = require_stage(model_dir, "stage0")
         source = cfg.source or Path(stage0.config["source"])
         kept = kept_views(source, stage0_dir, Split.load(stage0_dir / "split.json"))
         novel = Cameras.from_json(stage0_dir / "novel_cameras.json")
-        rows = {
-            render_name(name): row
-            for name, row in zip(novel.names, novel.nearest(kept.cameras), strict=True)
+        nearest = novel.pose_distances(kept.cameras).argsort(dim=1, stable=True)[:, :count]
+        photos = {
+            render_name(name): tuple(kept.image_paths[row] for row in rows)
+            for name, rows in zip(novel.names, nearest.tolist(), strict=True)
         }
-        return {name: kept.image_paths[rows[name]] for name in names}
-    meta_dir = cfg.stage1_meta_dir or require_stage(model_dir, "stage1").dir
-    if cfg.input_image_dir is None:
+        where = stage0_dir / "novel_cameras.json"
+    else:
+        meta_dir = cfg.stage1_meta_dir or require_stage(model_dir, "stage1").dir
+        if cfg.input_image_dir is None:
+            raise ValueError(
+                "The input photos are not known without stage 0. Give --input_image_dir, or -m OUT."
+            )
+        all_names = (meta_dir / "image_names.txt").read_text().splitlines()
+        kept_rows = [int(row) for row in (meta_dir / "train_indices.txt").read_text().split()]
+        photos = {
+            render_name(name): tuple(
+                cfg.input_image_dir / all_names[kept_row]
+                for kept_row in sorted(kept_rows, key=lambda kept_row: abs(kept_row - row))[:count]
+            )
+            for row, name in enumerate(all_names)
+        }
+        where = meta_dir / "image_names.txt"
+    if unknown := [name for name in names if name not in photos]:
         raise ValueError(
-            "The input photos are not known without stage 0. Give --input_image_dir, or -m OUT."
+            f"{len(unknown)} of {len(names)} renders are of no view in {where} (first: {unknown[0]}). "
+            "Remove them, or run stages 0 and 1 on the same split."
         )
-    all_names = (meta_dir / "image_names.txt").read_text().splitlines()
-    kept_rows = [int(row) for row in (meta_dir / "train_indices.txt").read_text().split()]
-    row_of = {render_name(name): row for row, name in enumerate(all_names)}
-    return {
-        name: cfg.input_image_dir
-        / all_names[min(kept_rows, key=lambda row: abs(row - row_of[name]))]
-        for name in names
-    }
+    return photos
 
 
 def output_folder(cfg: Config) -> Path:
@@ -197,22 +288,6 @@ def output_folder(cfg: Config) -> Path:
     if cfg.fixed_dir is None:
         raise ValueError("No output folder: neither -m nor --fixed_dir was given. Pass -m OUT.")
     return cfg.fixed_dir.absolute().parent
-
-
-def refuse_network(cfg: Config) -> None:
-    """Say so rather than fall back: who names a network wants its pictures, not the analytic mix."""
-    given = [
-        flag
-        for flag, value in (
-            ("--base-model-path", cfg.base_model_path),
-            ("--stage2-checkpoint", cfg.stage2_checkpoint),
-        )
-        if value is not None
-    ]
-    if given:
-        raise ValueError(
-            f"{' and '.join(given)}: the diffusion fixer is not there yet. Leave the flag out to use --fixer analytic."
-        )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 
 from s2d.cameras import Cameras
 from s2d.config import parse_config
+from s2d.fixer.analytic import AnalyticFixer
 from s2d.gaussians import Gaussians, load_checkpoint
 from s2d.images import read_image, write_image
 from s2d.metrics import psnr
@@ -28,7 +29,7 @@ STAGE1_STEPS, LAST_STEP = 240, 340
 ARGUMENTS = {
     "stage0": ["--keep-count", "4", "--eval"],
     "stage1": ["--sample_iteration", str(STAGE1_STEPS), "--checkpoint_every", "50"],
-    "stage2": [],
+    "stage2": ["--fixer", "analytic"],
     "stage3": ["--iterations", str(LAST_STEP), "--checkpoint-every", "50"],
 }
 
@@ -192,8 +193,7 @@ def test_interrupted_optimisation_ends_with_the_same_bytes(
 
 
 def test_interrupted_fixing_goes_on_with_the_next_view(copied, finished, tiny_scene, monkeypatch):
-    script = importlib.import_module(SCRIPTS["stage2"])
-    fix = script.AnalyticFixer.fix
+    fix = AnalyticFixer.fix
     fixed = []
 
     def fix_one_then_stop(self, *images):
@@ -203,11 +203,11 @@ def test_interrupted_fixing_goes_on_with_the_next_view(copied, finished, tiny_sc
         return fix(self, *images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script.AnalyticFixer, "fix", fix_one_then_stop)
+        patch.setattr(AnalyticFixer, "fix", fix_one_then_stop)
         with pytest.raises(KeyboardInterrupt):
             run("stage2", tiny_scene, copied, "--overwrite")
     calls = []
-    monkeypatch.setattr(script.AnalyticFixer, "fix", lambda *a: (calls.append(1), fix(*a))[1])
+    monkeypatch.setattr(AnalyticFixer, "fix", lambda *a: (calls.append(1), fix(*a))[1])
     run("stage2", tiny_scene, copied, "--overwrite")
     num_novel = len(Split.load(finished / "stage0/split.json").novel)
     assert len(calls) == num_novel - 1
@@ -285,11 +285,6 @@ def test_released_command_lines_work_and_fill_the_named_folders(finished, tiny_s
     )  # fmt: skip
     mine, theirs = results(out, ["stage1", "stage3"]), results(finished, ["stage1", "stage3"])
     assert mine == theirs
-
-
-def test_diffusion_flags_are_refused_rather_than_ignored(copied, tiny_scene):
-    with pytest.raises(ValueError, match="--base-model-path: the diffusion fixer is not there yet"):
-        run("stage2", tiny_scene, copied, "--base-model-path", "nvidia/difix_ref")
 
 
 def test_stage3_needs_later_steps_than_its_checkpoint(copied, tiny_scene):

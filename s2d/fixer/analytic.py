@@ -6,6 +6,7 @@ I = A·(1 - g) + P·g, and is there for comparison with fixers trained that way.
 (splats blur and float, points have holes and noise) is better than either; it is the baseline for every network.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2d.checks import check_shape
-from s2d.fixer.interface import FixResult
+from s2d.fixer.interface import FixResult, as_photos
 
 MixMode = Literal["mask", "global"]
 
@@ -44,13 +45,14 @@ class AnalyticFixer:
         rendered: Tensor,  # [H, W, 3]
         guidance: Tensor,  # [H, W, 3]
         coverage_mask: Tensor,  # [H, W, 1]
-        reference: Tensor,  # [H', W', 3]
+        reference: Tensor | Sequence[Tensor],  # [H', W', 3] each
     ) -> FixResult:
-        """Mix; the reference photo is not used. See `Fixer.fix`."""
+        """Mix; the reference photos are not used. See `Fixer.fix`."""
         dims = check_shape("rendered", rendered, ("H", "W", 3))
         check_shape("guidance", guidance, ("H", "W", 3), dims)
         check_shape("coverage_mask", coverage_mask, ("H", "W", 1), dims)
-        check_shape("reference", reference, (None, None, 3))
+        for photo in as_photos(reference):
+            check_shape("reference", photo, (None, None, 3))
         if self.match_gain:
             guidance = (guidance * channel_gain(guidance, rendered, coverage_mask)).clamp(0.0, 1.0)
         soft_mask = feathered(coverage_mask, self.feather)

@@ -1,5 +1,6 @@
 """What stage 2 asks of a fixer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +24,7 @@ class Fixer(Protocol):
         rendered: Tensor,  # [H, W, 3]
         guidance: Tensor,  # [H, W, 3]
         coverage_mask: Tensor,  # [H, W, 1]
-        reference: Tensor,  # [H', W', 3]
+        reference: Tensor | Sequence[Tensor],  # [H', W', 3] each
     ) -> FixResult:
         """Return the repaired view.
 
@@ -31,6 +32,16 @@ class Fixer(Protocol):
             rendered: Stage 1's render of the novel camera, with artifacts, in [0,1]. [H, W, 3]
             guidance: The point cloud seen by the same camera, black where nothing projects. [H, W, 3]
             coverage_mask: 1 where a point projects, 0 elsewhere: a black point is not a hole. [H, W, 1]
-            reference: The nearest kept photo, in [0,1]; may have another size. [H', W', 3]
+            reference: The nearest kept photo, in [0,1], or several; may have other sizes. [H', W', 3] each
         """
         ...
+
+
+def as_photos(
+    reference: Tensor | Sequence[Tensor],  # [H', W', 3] each
+) -> tuple[Tensor, ...]:
+    """The reference photos as a tuple, whether one was given or several."""
+    photos = (reference,) if isinstance(reference, Tensor) else tuple(reference)
+    if not photos:
+        raise ValueError("fix: there is no reference photo. Expected one or several, got none.")
+    return photos

@@ -1,0 +1,200 @@
+"""Which fixer stage 2 runs, with which weights and settings: the resolution of its flags.
+
+`--fixer` names it. Without it the weights decide: those that a flag names, else the compact ones that come with S2D
+(`SHIPPED_WEIGHTS`); where there are none it is the analytic fixer. A flag that the chosen fixer has no use for is refused: who
+sets it expects other pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from s2d.checks import check_range
+from s2d.fixer.analytic import AnalyticFixer
+from s2d.fixer.diffusion import (
+    COMPACT_TILE_SIZE,
+    DIFIX_TILE_SIZE,
+    MIN_TILE_SIZE,
+    difix_weights,
+    load_compact_fixer,
+    load_difix_fixer,
+)
+from s2d.fixer.interface import Fixer
+
+FixerName = Literal["analytic", "compact", "difix"]
+
+# The compact model of a release lies here, its model card beside it. A checkout without that file has no default network.
+SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "compact.safetensors"
+
+# What each fixer can be told, by the name of the flag, and what it does when it is told nothing.
+DEFAULTS: dict[FixerName, dict[str, Any]] = {
+    "analytic": {field.name: field.default for field in fields(AnalyticFixer)},
+    "compact": {
+        "weights": None,
+        "num_references": 1,
+        "precision": "fp32",
+        "tile_size": COMPACT_TILE_SIZE,
+    },
+    "difix": {
+        "base_model_path": "nvidia/difix_ref",
+        "stage2_checkpoint": None,
+        "num_references": 1,
+        "precision": "fp32",
+        "tile_size": DIFIX_TILE_SIZE,
+        "network_size": None,
+    },
+}
+# These name files, which are known by their content.
+WEIGHT_FLAGS = ("weights", "base_model_path", "stage2_checkpoint")
+
+
+@dataclass(frozen=True)
+class FixerChoice:
+    """A fixer and all that decides its pictures."""
+
+    name: FixerName
+    reason: str
+    """What chose it."""
+    settings: Mapping[str, Any]
+    """By flag; complete."""
+
+    @property
+    def num_references(self) -> int:
+        """How many kept photos a view is fixed with; the analytic fixer is handed the nearest, like any other."""
+        return self.settings.get("num_references", 1)
+
+    def inputs(self) -> dict[str, Any]:
+        """What `open_stage` must know of it: settings by value, weights by content.
+
+        Raises:
+            FileNotFoundError: The base model is not there; the message says where to get it.
+        """
+        found: dict[str, Any] = {"fixer": self.name}
+        for flag, value in self.settings.items():
+            if flag not in WEIGHT_FLAGS:
+                found[flag] = value
+            elif value is not None:
+                found[flag] = difix_weights(value) if flag == "base_model_path" else value
+        return found
+
+    def load(self, device: str = "cpu", number: int = 0) -> Fixer:
+        """Make the fixer; a network is loaded onto `device` (see `usable_device`).
+
+        Raises:
+            FileNotFoundError, ValueError: No, or no usable weights, packages, device or memory; the message says what to do.
+        """
+        if self.name == "analytic":
+            return AnalyticFixer(**self.settings)
+        common = {
+            "device": usable_device(device, number),
+            "precision": self.settings["precision"],
+            "tile_size": self.settings["tile_size"],
+        }
+        if self.name == "compact":
+            return load_compact_fixer(self.settings["weights"], **common)
+        return load_difix_fixer(
+            self.settings["base_model_path"],
+            self.settings["stage2_checkpoint"],
+            network_size=self.settings["network_size"],
+            **common,
+        )
+
+
+def choose_fixer(name: FixerName | None, flags: Mapping[str, Any]) -> FixerChoice:
+    """Resolve the flags.
+
+    Args:
+        name: `--fixer`, or None to let the weights decide.
+        flags: Every flag of `DEFAULTS` by name; None or False is one that was not given.
+
+    Raises:
+        FileNotFoundError: The weights of the compact fixer or the checkpoint are not there.
+        ValueError: A flag without effect on the chosen fixer, or a value out of range.
+    """
+    given = {
+        flag: value for flag, value in flags.items() if value is not None and value is not False
+    }
+    reason = "--fixer"
+    if name is None:
+        name, reason = _by_weights(given)
+    if useless := [flag for flag in given if flag not in DEFAULTS[name]]:
+        takers = [other for other, known in DEFAULTS.items() if useless[0] in known]
+        shown = " and ".join(f"--{flag.replace('_', '-')}" for flag in useless)
+        raise ValueError(
+            f"{shown} has no effect with the {name} fixer ({reason}). Leave it out, or pass --fixer {' or '.join(takers)}."
+        )
+    settings = {**DEFAULTS[name], **given}
+    _check(settings)
+    if name == "compact" and settings["weights"] is None:
+        if not SHIPPED_WEIGHTS.is_file():
+            raise FileNotFoundError(
+                f"This copy of S2D has no compact weights: no file {SHIPPED_WEIGHTS}. Give --weights FILE.safetensors "
+                "(train_artifact_fixer.py writes one), or use --fixer analytic, which needs none."
+            )
+        settings["weights"] = SHIPPED_WEIGHTS
+    for flag in ("weights", "stage2_checkpoint"):
+        path = settings.get(flag)
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(
+                f"--{flag.replace('_', '-')}: no file {path}. Give one that train_artifact_fixer.py wrote, or use "
+                "--fixer analytic, which needs none."
+            )
+    return FixerChoice(name, reason, settings)
+
+
+def usable_device(name: str, number: int = 0) -> torch.device:
+    """The device of that name, if torch can use it here.
+
+    Args:
+        name: cpu, cuda, cuda:1, mps ...
+        number: Which of several to take where the name does not say (one process per GPU).
+    """
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None and torch.cuda.device_count():
+            device = torch.device("cuda", number % torch.cuda.device_count())
+        torch.empty(1, device=device)
+    # torch says it in one of these ways, depending on the device.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"--device {name} cannot be used ({reason}). Pass --device cpu, or install a torch with support for it."
+        ) from error
+    return device
+
+
+def _by_weights(given: Mapping[str, Any]) -> tuple[FixerName, str]:
+    """The fixer that the given weights are for, else that of the shipped ones; and why."""
+    named: dict[FixerName, list[str]] = {
+        "compact": [flag for flag in ("weights",) if flag in given],
+        "difix": [flag for flag in ("base_model_path", "stage2_checkpoint") if flag in given],
+    }
+    found = {name: flags for name, flags in named.items() if flags}
+    if len(found) > 1:
+        raise ValueError(
+            "--weights is for the compact fixer, --base-model-path and --stage2-checkpoint are for difix. Give one kind."
+        )
+    for name, flags in found.items():
+        return name, f"chosen by --{flags[0].replace('_', '-')}"
+    if SHIPPED_WEIGHTS.is_file():
+        return "compact", "the default"
+    return "analytic", "the default without weights"
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Refuse values before anything is loaded."""
+    limits = {
+        "guidance_share": {"low": 0.0, "high": 1.0},
+        "feather": {"low": 0.0},
+        "num_references": {"low": 1},
+        "tile_size": {"low": MIN_TILE_SIZE},
+        "network_size": {"low": MIN_TILE_SIZE},
+    }
+    for flag, limit in limits.items():
+        if settings.get(flag) is not None:
+            check_range(flag, settings[flag], **limit)
