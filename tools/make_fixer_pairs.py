@@ -170,7 +170,7 @@ def work(cfg: Config, dataset: Dataset, todo: Sequence[Job], settings: PairSetti
         for job, event, value in results:
             if event == "steps":
                 steps += value
-            else:
+            elif event == "done":
                 dataset.collect(job.name)
                 finished += 1
                 pairs += len(value["pairs"])

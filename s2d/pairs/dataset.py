@@ -93,11 +93,16 @@ class Dataset:
             for row in record["pairs"]:
                 for letter in LETTERS:
                     (self.dir / f"{row['split']}_{letter}" / row["name"]).unlink(missing_ok=True)
-        for folder in (self.jobs_dir, self.photos_dir):
-            shutil.rmtree(folder, ignore_errors=True)
         for name in (MANIFEST, PAIRS, PREVIEW):
             (self.dir / name).unlink(missing_ok=True)
-        self.jobs_dir.mkdir(parents=True)
+        for folder in (self.dir / f"{split}_{letter}" for split in SPLITS for letter in LETTERS):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        for folder in (
+            self.photos_dir,
+            self.jobs_dir,
+        ):  # the jobs last: they say whose folder this is
+            shutil.rmtree(folder, ignore_errors=True)
 
     # --- jobs ----------------------------------------------------------------------------------------------------------
 

@@ -89,9 +89,10 @@ def add_scene(
     else:
         shutil.rmtree(folder, ignore_errors=True)
         scene = prepare_scene(source, prepared, max_side)
+        folder.mkdir(parents=True, exist_ok=True)
     _write_photos(dataset, scene, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(record, state)
+    if not record.is_file():
+        atomic_write_json(record, state)
     tests = tuple(range(0, len(scene), test_every)) if test_every else ()
     logger.info(
         "%s: %d views of %d x %d pixels, %s",

@@ -19,6 +19,8 @@ from s2d import log
 from s2d.pairs.dataset import Dataset
 from s2d.pairs.jobs import Job, PairSettings
 
+IDLE_SECONDS = 5.0  # stereo reports nothing, and the progress should show that time goes on
+
 
 class _Worker(NamedTuple):
     process: multiprocessing.process.BaseProcess
@@ -27,8 +29,8 @@ class _Worker(NamedTuple):
 
 def run_jobs(
     dataset: Dataset, jobs: Sequence[Job], settings: PairSettings, num_workers: int
-) -> Iterator[tuple[Job, str, Any]]:
-    """Run the jobs; yields (job, "steps", number) and (job, "done", record) as they come.
+) -> Iterator[tuple[Job | None, str, Any]]:
+    """Run the jobs; yields (job, "steps", number), (job, "done", record) as they come, and (None, "idle", None) now and then.
 
     Raises:
         OSError: a worker could not write.
@@ -49,7 +51,10 @@ def run_jobs(
             at_work[ours] = waiting.pop()
             ours.send(at_work[ours])
         while at_work:
-            for connection in wait(list(at_work)):
+            ready = wait(list(at_work), timeout=IDLE_SECONDS)
+            if not ready:
+                yield None, "idle", None
+            for connection in ready:
                 job = at_work[connection]
                 try:
                     event, value = connection.recv()
