@@ -1,0 +1,140 @@
+"""The folder of one training: what it was started with, where it stands, and whether it may go on.
+
+OUT/config.yaml          all settings; `--preset OUT/config.yaml` gives them back
+OUT/training.json        what the result depends on, and how far it has come
+OUT/history.json         losses and scores by step
+OUT/checkpoints/         state.pth: everything that a step reads or changes; model_<step>: weights that stage 2 reads
+OUT/eval/                step_<step>.png: A | P | fixed | B of test pairs
+OUT/model_final.*        the result; the last file to be written
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from s2d.config import config_to_dict, config_to_yaml
+from s2d.files import atomic_write_json, atomic_write_text, remove
+from s2d.fixer.training.pairs import Pair
+from s2d.log import describe_machine, versions
+
+FORMAT = 1
+DESCRIPTION, LOCK = "training.json", ".s2d.lock"
+RESULTS = ("config.yaml", DESCRIPTION, "history.json", "checkpoints", "eval", "tensorboard")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a training writes."""
+
+    dir: Path
+    suffix: str  # of weights
+
+    @property
+    def state(self) -> Path:
+        return self.dir / "checkpoints" / "state.pth"
+
+    @property
+    def final(self) -> Path:
+        return self.dir / f"model_final{self.suffix}"
+
+    def model(self, step: int) -> Path:
+        return self.dir / "checkpoints" / f"model_{step}{self.suffix}"
+
+    def sheet(self, step: int) -> Path:
+        return self.dir / "eval" / f"step_{step:06d}.png"
+
+    def prune_models(self, keep: int) -> None:
+        """Delete all but the newest `keep` models in checkpoints/; 0 keeps all."""
+        models = sorted(
+            (self.dir / "checkpoints").glob(f"model_*{self.suffix}"),
+            key=lambda path: int(path.stem.rpartition("_")[2]),
+        )
+        for path in models[:-keep] if keep else []:
+            path.unlink()
+
+
+def training_key(
+    cfg: Any, pairs: tuple[Pair, ...], samples_per_step: int, weights: str, endless: bool
+) -> dict[str, Any]:
+    """What the weights after a number of steps depend on.
+
+    Args:
+        cfg: The script's config.
+        pairs: Training pairs; their names, sizes and the files' lengths count.
+        samples_per_step: Over all processes.
+        weights: Hash of the weights to start from.
+        endless: The steps do not depend on how many there will be, so that their number may be raised later.
+    """
+    config = config_to_dict(cfg, only_hashed=True)
+    for name in ("max_train_steps", "num_training_epochs") if endless else ():
+        config.pop(name)
+    files = [(pair.rendered, pair.target, pair.guidance, pair.coverage) for pair in pairs]
+    lengths = [sum(path.stat().st_size for path in paths if path) for paths in files]
+    return {
+        "format": FORMAT,
+        **config,
+        "samples_per_step": samples_per_step,
+        "init_weights": weights,
+        "pairs": f"{len(pairs)} from {pairs[0].name} to {pairs[-1].name}, {sum(lengths)} bytes",
+    }
+
+
+@contextmanager
+def open_run_folder(
+    folder: Path, suffix: str, cfg: Any, key: dict[str, Any], overwrite: bool
+) -> Iterator[RunFolder]:
+    """Lock a folder for a training, new or to go on with; the main process alone does this.
+
+    Raises:
+        ValueError: Another process works in it, or it holds a training with other settings; names them.
+    """
+    run_folder = RunFolder(folder, suffix)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(
+            f"{folder} is in use by another run. Wait until it has ended, or choose another --output-dir."
+        ) from None
+    try:
+        key = json.loads(json.dumps(key))  # as it will be read back
+        known = _read_key(folder / DESCRIPTION)
+        if known is not None and not overwrite:
+            changes = [
+                f"{name}: {known.get(name)}, now {key.get(name)}"
+                for name in dict.fromkeys([*known, *key])
+                if known.get(name) != key.get(name)
+            ]
+            if changes:
+                raise ValueError(
+                    f"{folder} holds a training with other settings or data ({'; '.join(changes)}). Pass --overwrite to "
+                    "start it again, or another --output-dir to keep both."
+                )
+        elif overwrite:
+            for path in [*folder.glob("model_final.*"), *(folder / name for name in RESULTS)]:
+                if path.exists():
+                    remove(path)
+        if known is None or overwrite:
+            description = {"key": key, "versions": versions(), "machine": describe_machine()}
+            atomic_write_json(folder / DESCRIPTION, description)
+        atomic_write_text(folder / "config.yaml", config_to_yaml(cfg))
+        yield run_folder
+    finally:
+        lock.release()
+
+
+def _read_key(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text())["key"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} is damaged. Pass --overwrite to start the training again, or another --output-dir."
+        ) from None
