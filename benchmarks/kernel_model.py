@@ -26,13 +26,14 @@ FORWARD_PAIR = {
 }
 BACKWARD_PAIR = {
     "u, v": 6,
-    "log2 alpha, and whether it counts": 5,
+    "-log2 alpha, and whether it counts": 5,
     "2^x": 12,
-    "alpha <= 0.99; 1 / (1 - alpha): estimate and one Newton step": 7,
-    "transmittance in front, weight": 2,
-    "colour times its cotangent": 5,
-    "dL/d alpha; what lies behind": 5,
-    "G = alpha dL/d alpha where not clamped; G u, G v": 4,
+    "q = alpha / (1 - alpha), limited: difference, limit, estimate of the reciprocal and one Newton step": 7,
+    "weight": 1,
+    "colour times its cotangent, weighted": 6,
+    "G = alpha dL/d alpha where not clamped": 3,
+    "what lies behind, transmittance": 2,
+    "G u, G v": 2,
     "sums of G, Gu, Gv": 3,
     "sums of Guu, Guv, Gvv": 6,
     "sums of the three colours": 6,
@@ -46,12 +47,12 @@ DIRECTION = 13  # from the camera, normalised
 SH_BASIS = (0, 3, 21, 57)  # by degree
 SH_BASIS_GRADIENT = (0, 3, 28, 98)
 ADJOINT = 327  # slot sums to conic 33, footprint 181, rotation 75, scales 18, finite values 20
-# Per Gaussian in a tile: 32 blocks of pixels against its ellipse, 30 each (project.cpp).
-BLOCK_TESTS = 32 * 30
+# Per Gaussian in a tile: the interval of its ellipse in each of four rows of blocks (tile_masks.h).
+BLOCK_ROWS = 4 * 35
 SLOT_SUMS = 10
-# Per pixel and channel: four blurs forward (means, squares, product) and three back, each 11 multiply-adds down and 11 along;
-# the formula and its three partials 38, L1 3 (fused_ssim, losses.py).
-LOSS = 4 * 44 + 3 * 44 + 38 + 3
+# Per pixel and channel: four blurs forward (means, squares, product) and three back, each down and along, mirrored taps first: 5 additions,
+# a product, 5 multiply-adds; the formula and its three partials 38, L1 3 (ssim.cpp).
+LOSS = 7 * 2 * 16 + 38 + 3
 ADAM = 13  # per number: two running means, bias corrections, root, division
 
 RAW = 11  # floats of a Gaussian but for its colour: mean 3, scales 3, quaternion 4, opacity
@@ -107,7 +108,7 @@ def step_work(c: Counts) -> dict[str, Work]:
         "project": Work(
             flop=c.gaussians * (ACTIVATE + FOOTPRINT + CULL)
             + visible * sh_flop
-            + c.instances * BLOCK_TESTS,
+            + c.instances * BLOCK_ROWS,
             # Raw values, the position's offset; radius and number of tiles. Seen: coefficients, Splat, slot. Tile and mask.
             bytes=c.gaussians * (raw + 8 + 8) + visible * (color + SPLAT + 4) + c.instances * 8,
             items=c.gaussians,
