@@ -16,7 +16,7 @@ TURNED_SHARE = (0.05, 0.3)
 TURNED_DEGREES = (5.0, 20.0)  # standard deviation of the angle
 RESIZED_SHARE = (0.05, 0.3)
 RESIZED_LOG = (0.2, 0.7)  # standard deviation of log(size), each axis apart
-DROPPED_SHARE = (0.1, 0.5)
+DROPPED_SHARE = (0.03, 0.25)  # more looks pitted, as no sparse model does
 SHIFT = (0.04, 0.12)  # sideways, in distances to the scene
 
 
