@@ -252,6 +252,7 @@ def test_the_manifest_counts_what_is_there(made):
     )
     assert manifest["settings"]["num_steps"] == 30
     assert manifest["num_jobs"] == 2
+    assert manifest["cpu_seconds"] > 0
     assert manifest["failed"] == {}
 
 
@@ -349,11 +350,11 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(copy):
         add_scene(Dataset(copy.dir), copy.cfg.sources[0], "tiny", 512, 0, True)
     foreign = copy.dir / "train_A" / "mine.png"
     foreign.write_bytes(b"")
-    kinds = ("sparse",)
-    make_fixer_pairs.main(replace(copy.cfg, kinds=kinds, overwrite=True))
-    left = sorted(path.name for path in (copy.dir / "train_A").iterdir())
-    assert left[0] == "mine.png", "what S2D has not made stays"
-    assert all("_sparse-" in name for name in left[1:])
+    Dataset(copy.dir).begin({"num_steps": 31}, overwrite=True)
+    left = sorted(path.relative_to(copy.dir).as_posix() for path in copy.dir.rglob("*.*"))
+    assert left == [".s2d.lock", "jobs/settings.json", "train_A/mine.png"], (
+        "what S2D has not made stays"
+    )
 
 
 # --- what a user can get wrong -------------------------------------------------------------------------------------------

@@ -177,8 +177,7 @@ def work(cfg: Config, dataset: Dataset, todo: Sequence[Job], settings: PairSetti
                 if value["failed"]:
                     logger.warning("%s gave no pairs: %s", job.name, value["failed"])
             bar.update(steps, jobs=f"{finished}/{len(todo)}", pairs=pairs)
-    minutes = (time.monotonic() - started) / 60
-    logger.info("%d pairs in %.1f minutes: %.0f a minute", pairs, minutes, pairs / minutes)
+    logger.info("%d pairs in %.1f minutes", pairs, (time.monotonic() - started) / 60)
 
 
 def check_config(cfg: Config) -> None:
@@ -255,8 +254,11 @@ def report(manifest: dict, dataset: Dataset) -> None:
         )
     if manifest["dropped"]:
         logger.info("left out for too little coverage: %s", json.dumps(manifest["dropped"]))
+    num_pairs = sum(manifest["num_pairs"].values())
+    minutes = manifest["cpu_seconds"] / 60
+    logger.info("%d pairs, %.0f per minute of one core", num_pairs, num_pairs / max(minutes, 1e-9))
     logger.info("preview: %s", dataset.dir / PREVIEW)
-    if not sum(manifest["num_pairs"].values()):
+    if not num_pairs:
         raise ValueError(
             f"No pair came out of {manifest['num_jobs']} jobs; the warnings above say why. Try larger --keep-counts, or --min-coverage 0."
         )

@@ -9,6 +9,7 @@ Moving can be repeated, so a run that is killed in the middle of it is completed
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ class Dataset:
         for folder in (partial, final):
             shutil.rmtree(folder, ignore_errors=True)
         partial.mkdir(parents=True)
-        failed, rows = None, []
+        failed, rows, started = None, [], time.process_time()
         try:
             rows = run_job(job, partial, settings, on_steps)
         except ValueError as error:
@@ -129,7 +130,7 @@ class Dataset:
             "job": job.name,
             "failed": failed,
             "dropped": {kind: dropped.count(kind) for kind in sorted(set(dropped))},
-            "steps": job.num_steps(settings),
+            "cpu_seconds": round(time.process_time() - started, 2),
             "pairs": [row for row in rows if not row.get("dropped")],
         }
         atomic_write_json(partial / JOB, record)
@@ -198,6 +199,7 @@ class Dataset:
             },
             "failed": {r["job"]: r["failed"] for r in records if r["failed"]},
             "num_jobs": len(records),
+            "cpu_seconds": round(sum(record["cpu_seconds"] for record in records), 1),
         }
         atomic_write_json(self.dir / MANIFEST, manifest)
         return manifest

@@ -4,9 +4,9 @@ A *frame* is the position of a view in name order among all views of its scene. 
 
 `kept`    fits `kept` frames and renders the others: `sparse`; from models on the way there: `underfit`; with some of the Gaussians
           turned, resized or left out: `rotate`, `scale`, `drop`.
-`halves`  fits two disjoint sets of frames, each renders the other's: `cross`. The first then renders itself from a path beside its
-          photos, a third model is fitted to these renders alone and renders the photos' cameras: `cycle`, the only kind whose
-          truth the (first) model knew.
+`halves`  fits two disjoint sets of frames, each renders the other's and what neither knows: `cross`. The first then renders itself
+          from a path beside its photos, a third model is fitted to these renders alone and renders the photos' cameras: `cycle`, the
+          only kind whose truth the (first) model knew.
 
 Everything random comes from generators seeded by the job's name, so a job's pairs depend on nothing but its scene and settings.
 """
@@ -125,7 +125,7 @@ class Job:
             )
             return views * (("sparse" in kinds) + ("underfit" in kinds)) + corrupted
         tested = len(self.scene.test_frames)
-        cross = sum(min(len(half) + tested, most) for half in reversed(self.sets))
+        cross = sum(min(len(self.frames(half)), most) for half in self.sets)
         return ("cross" in kinds) * cross + ("cycle" in kinds) * min(
             len(self.sets[0]) + tested, most
         )
@@ -253,22 +253,19 @@ def _run_kept(job: Job, maker: "_PairMaker", scene: Scene, on_steps: Callable[[i
 def _run_halves(
     job: Job, maker: "_PairMaker", scene: Scene, on_steps: Callable[[int], None]
 ) -> None:
-    settings, test_frames = maker.settings, job.scene.test_frames
+    settings = maker.settings
     first, second = job.sets
     model = fit(_subset(scene, first), settings.fit, job.seed, (), on_steps)
     if "cross" in settings.kinds:
         other = fit(_subset(scene, second), settings.fit, job.seed, (), on_steps)
-        for label, known, fitted, unknown in (
-            ("a-", first, model, second),
-            ("b-", second, other, first),
-        ):
+        for label, known, fitted in (("a-", first, model), ("b-", second, other)):
             maker.use(fitted.cloud, known, label)
-            for frame in maker.choose("cross", (*unknown, *test_frames)):
+            for frame in maker.choose("cross", job.frames(known)):
                 maker.add("cross", frame, fitted.gaussians)
     if "cycle" in settings.kinds:
         back = _fit_to_renders(job, maker, scene, model, on_steps)
         maker.use(back.cloud, first)
-        for frame in maker.choose("cycle", (*first, *test_frames)):
+        for frame in maker.choose("cycle", (*first, *job.scene.test_frames)):
             maker.add("cycle", frame, back.gaussians)
 
 

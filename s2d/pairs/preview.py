@@ -14,6 +14,7 @@ from s2d.pairs.jobs import KINDS
 QUANTILES = (0.1, 0.5, 0.9)  # of PSNR: which pairs of a kind are shown
 BOX = (252, 190)  # largest tile, pixels
 MARGIN, GAP, LINE = 4, 18, 20  # between tiles, between pairs, and for a line of text
+CAPTION = 460  # narrowest pair: its caption must fit
 HOLE = torch.tensor([0.45, 0.45, 0.45])  # uncovered guidance: a grey that no photo is mistaken for
 
 
@@ -40,12 +41,12 @@ def _pair(dataset: Dataset, row: dict) -> np.ndarray:
     pictures["P"] = torch.where(pictures.pop("M")[..., :1] > 0.5, pictures["P"], HOLE)
     tiles = [_tile(pictures[letter]) for letter in ("A", "P", "B")]
     picture = _beside(tiles, MARGIN)
-    width = 3 * BOX[0] + 2 * MARGIN
-    canvas = np.full((picture.shape[0], width, 3), 255, np.uint8)
-    canvas[:, : picture.shape[1]] = picture
+    picture = np.pad(
+        picture, ((0, 0), (0, max(0, CAPTION - picture.shape[1])), (0, 0)), constant_values=255
+    )
     strength = "" if row["strength"] is None else f", {row['strength']:.0%}"
     caption = f"{row['name'].removesuffix('.png')} ({row['split']}{strength}) {row['psnr']:.2f} dB"
-    return np.concatenate([canvas, _line(caption, width)])
+    return np.concatenate([picture, _line(caption, picture.shape[1])])
 
 
 def _tile(image: torch.Tensor) -> np.ndarray:
