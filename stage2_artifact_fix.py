@@ -12,6 +12,8 @@ Example
     accelerate launch stage2_artifact_fix.py -m out/fern --fixer difix --stage2-checkpoint model_final.pkl --device cuda
 """
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -139,9 +141,8 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes) -> None:
         files = [getattr(view, part) for view in views.values()]
         inputs[part] = [path for path in files if path is not None]
     inputs["references"] = sorted({path for view in views.values() for path in view.references})
-    inputs["pairs"] = {
-        name: [path.name for path in view.references] for name, view in views.items()
-    }
+    pairs = [[name, *(path.name for path in view.references)] for name, view in views.items()]
+    inputs["pairs"] = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
     with open_stage(model_dir, "stage2", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
             logger.info("fixer: %s (%s)", choice.name, choice.reason)

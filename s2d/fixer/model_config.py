@@ -5,8 +5,9 @@ The numbers of the diffusion base (`difix`) come from its folder's config files;
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from s2d.checks import check_range
 from s2d.fixer.analytic import MixMode
 
 FORMAT = 1
@@ -37,6 +38,30 @@ class MixingConfig:
     """learned: pixels per token along each axis."""
     features: str = "conv"
     """learned: `conv` (trained along), or the folder of a transformers vision model such as DINOv2 (frozen)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no mixing can be made of: these values also come from files."""
+        for name, known in (("kind", ("fixed", "learned")), ("mode", get_args(MixMode))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"MixingConfig: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}."
+                )
+        for name, kinds in (
+            *((name, (int, float)) for name in ("guidance_share", "feather")),
+            *((name, int) for name in ("width", "heads", "stride")),
+        ):
+            if not isinstance(getattr(self, name), kinds):
+                raise ValueError(
+                    f"MixingConfig: {name} must be a number, got {getattr(self, name)!r}."
+                )
+        check_range("guidance_share", self.guidance_share, low=0.0, high=1.0)
+        check_range("feather", self.feather, low=0.0)
+        for name in ("heads", "stride"):
+            check_range(name, getattr(self, name), low=1)
+        if self.width < 4 or self.width % 4 or self.width % self.heads:
+            raise ValueError(
+                f"MixingConfig: width must be a multiple of 4 and of heads={self.heads}, got {self.width}."
+            )
 
 
 @dataclass(frozen=True)
@@ -86,7 +111,7 @@ class FixerConfig:
             )
         try:
             return cls(**{**values, "mixing": MixingConfig(**values["mixing"])})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             known = ", ".join(entry.name for entry in fields(cls))
             raise ValueError(
                 f"{source}: the fixer's description does not fit ({error}). Known keys: {known}."

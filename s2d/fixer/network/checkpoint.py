@@ -9,6 +9,7 @@
 | `optimizer` and others | ignored, and named |
 """
 
+import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     content = _load(path)
     states = {name: content.get(f"state_dict_{name}") for name in NETWORKS}
+    for name in ("state_dict_unet", "state_dict_vae", "state_dict_mixing"):
+        if not isinstance(content.get(name, {}), (dict, type(None))):
+            raise ValueError(
+                f"{path}: {name} must be a dict of tensors, got {type(content[name]).__name__}. Save the checkpoint again."
+            )
     if not any(states.values()):
         found = ", ".join(map(str, list(content)[:8])) or "nothing"
         raise ValueError(
@@ -51,15 +57,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "Give a checkpoint of train_artifact_fixer.py, S2D, Difix or img2img-turbo."
         )
     alpha = content.get("lora_alpha", DEFAULT_ALPHA)
+    if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+        raise ValueError(
+            f"{path}: lora_alpha must be a number above 0, got {alpha!r}. Save the checkpoint again."
+        )
     parts: dict[str, NetworkState | None] = {}
     for name, tensors in states.items():
         if not tensors:
             parts[name] = None
             continue
-        if not isinstance(tensors, dict):
-            raise ValueError(
-                f"{path}: state_dict_{name} must be a dict of tensors, got {type(tensors).__name__}."
-            )
         parts[name] = take_apart(tensors, f"{path}: {name}", alpha)
         _compare_metadata(path, name, content, parts[name])
     known = OTHER_KEYS | {f"state_dict_{name}" for name in NETWORKS}
@@ -77,9 +83,14 @@ def _load(path: Path) -> dict[str, Any]:
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    # A file cut short or of another kind fails in any of these ways, depending on where torch's reader stumbles.
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a file cut short or of another kind: where torch's reader stumbles over it is chance
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(
+            error, pickle.UnpicklingError
+        ):  # torch's text is about how to load it all the same
+            reason = "it is of another kind, damaged, or holds more than tensors"
         raise ValueError(
             f"{path} cannot be read as a checkpoint of plain tensors ({reason}). Was the download complete? Pickles "
             "that hold code are refused."
@@ -100,7 +111,8 @@ def _compare_metadata(path: Path, name: str, content: dict[str, Any], state: Net
             "%s: rank_%s says %s, the tensors have %s: using theirs", path, name, rank, ranks
         )
     adapted = {module for adapter in state.adapters.values() for module in adapter.a}
-    targets = content.get(f"{name}_lora_target_modules") or []
+    targets = content.get(f"{name}_lora_target_modules")
+    targets = targets if isinstance(targets, (list, tuple, set)) else []
     missing = [
         target
         for target in targets
@@ -122,7 +134,7 @@ def _mixing(path: Path, content: dict[str, Any]) -> tuple[MixingConfig | None, d
         return None, {}
     try:
         return MixingConfig(**content["mixing"]), content.get("state_dict_mixing", {})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: its description of the mixing does not fit ({error}). Was it written by a newer S2D?"
         ) from error

@@ -8,7 +8,7 @@ from safetensors.torch import save
 
 from s2d.files import atomic_write_bytes
 from s2d.fixer.model_config import FixerConfig
-from s2d.fixer.network.model import FixerModel, build_model
+from s2d.fixer.network.model import FixerModel, build_model, built_from
 
 METADATA_KEY = "s2d_fixer"
 
@@ -44,7 +44,14 @@ def load_compact(path: Path) -> FixerModel:
         raise ValueError(
             f"{path} is no fixer: its metadata has no {METADATA_KEY}. For a diffusion base use --fixer difix."
         )
-    model = build_model(FixerConfig.from_json(description, str(path)))
+    config = FixerConfig.from_json(description, str(path))
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"{path}: {name} has values that are not finite. Use earlier weights of that training."
+            )
+    with built_from(str(path)):
+        model = build_model(config)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -11,7 +11,7 @@ from s2d.fixer.model_config import FixerConfig
 from s2d.fixer.network.checkpoint import Checkpoint, read_checkpoint
 from s2d.fixer.network.folder import embed_prompt, find_folder, read_config, read_weights
 from s2d.fixer.network.lora import add_loaded_lora
-from s2d.fixer.network.model import FixerModel
+from s2d.fixer.network.model import FixerModel, built_from
 from s2d.fixer.network.state import NetworkState, fit_to, folded
 from s2d.fixer.network.vae import SKIP_INIT, SkipAutoencoder
 from s2d.fixer.network.views import MultiViewUNet
@@ -48,7 +48,9 @@ def load_difix(
         lambda: MultiViewUNet(**config.unet), folder / "unet", overlay.unet, keep_adapters
     )
     vae = _load_network(lambda: _make_vae(config), folder / "vae", overlay.vae, keep_adapters)
-    model = FixerModel(config, unet, vae, embed_prompt(folder, config.prompt))
+    prompt = embed_prompt(folder, config.prompt)
+    with built_from(str(folder)):
+        model = FixerModel(config, unet, vae, prompt)
     _load_mixing(model, overlay.mixing_weights, checkpoint)
     return model.eval()
 
@@ -64,7 +66,7 @@ def _load_network(
     keep_adapters: bool,
 ) -> nn.Module:
     """Build a network without drawing random weights, and fill it from its folder and the checkpoint."""
-    with torch.device("meta"):
+    with built_from(str(folder / "config.json")), torch.device("meta"):
         network = build()
     base = fit_to(network, read_weights(folder))
     state = base

@@ -5,6 +5,8 @@ No noise is added to z: the artifacts are the noise.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -128,6 +130,27 @@ def build_model(config: FixerConfig, prompt: Tensor | None = None) -> FixerModel
     if prompt is None:
         prompt = zero_prompt(config)
     return FixerModel(config, unet, vae, prompt)
+
+
+@contextmanager
+def built_from(source: str) -> Iterator[None]:
+    """Name the file where a network cannot be built from its description: diffusers fails on a bad one in any of these ways."""
+    try:
+        yield
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+        NotImplementedError,
+    ) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{source}: no network can be built from its description ({type(error).__name__}: {reason}). Download or "
+            "train the weights again."
+        ) from error
 
 
 def zero_prompt(config: FixerConfig) -> Tensor:

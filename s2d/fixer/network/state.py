@@ -68,9 +68,9 @@ def take_apart(
     weights: dict[str, Tensor] = {}
     adapters: dict[str, Adapter] = {}
     for key, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
+        if fault := _fault(key, tensor):
             raise ValueError(
-                f"{source}: {key} must be a tensor, got {type(tensor).__name__}. The checkpoint is damaged or of an "
+                f"{source}: {key} must be a tensor of numbers, got {fault}. The checkpoint is damaged or of an "
                 "unknown format."
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -92,6 +92,19 @@ def take_apart(
                 f"(first: {lonely[0]}). The checkpoint is damaged: download or save it again."
             )
     return NetworkState(weights, adapters, source)
+
+
+def _fault(key: object, tensor: object) -> str | None:
+    """What is wrong with an entry of a state dict, if anything."""
+    if not isinstance(key, str):
+        return f"a {type(key).__name__} as its name"
+    if not isinstance(tensor, Tensor):
+        return type(tensor).__name__
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
+        return f"a {tensor.layout} {tensor.dtype} tensor on {tensor.device}"
+    if LORA_KEY.match(key) and (tensor.ndim < 2 or not tensor.numel()):
+        return f"the shape {list(tensor.shape)} of no adapter"
+    return None
 
 
 def fit_to(network: nn.Module, state: NetworkState) -> NetworkState:
