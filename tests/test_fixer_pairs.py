@@ -17,10 +17,11 @@ from s2d.gaussians import Gaussians
 from s2d.geometry import invert_rigid, quat_to_rotation
 from s2d.images import read_image
 from s2d.metrics import psnr
-from s2d.pairs import corrupt, jobs
+from s2d.pairs import corrupt, jobs, plan
 from s2d.pairs.dataset import LETTERS, Dataset
 from s2d.pairs.fit import FitSettings, fit
-from s2d.pairs.jobs import KINDS, PairScene, PairSettings, plan_jobs, run_job
+from s2d.pairs.jobs import run_job
+from s2d.pairs.plan import KINDS, PairScene, PairSettings, plan_jobs
 from s2d.pairs.preview import write_preview
 from s2d.pairs.scenes import add_scene, find_scenes, scene_name
 from s2d.pairs.workers import run_jobs
@@ -158,7 +159,7 @@ def test_no_model_is_fitted_to_test_frames_and_halves_share_none(seed):
             assert not set(frames) & set(scene.test_frames)
     first, second = planned[-1].sets
     assert not set(first) & set(second)
-    assert len(first) == len(second) == jobs.MAX_HALF
+    assert len(first) == len(second) == plan.MAX_HALF
     assert [len(job.sets[0]) for job in planned[:3]] == [2, 3, 12]
     # All along the scene: one of each third of the 35 frames, so no gap is longer than two thirds.
     assert max(b - a for a, b in pairwise(planned[1].sets[0])) <= 2 / 3 * 41

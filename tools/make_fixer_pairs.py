@@ -37,7 +37,7 @@ from s2d.config import config_to_dict, no_effect, run_script
 from s2d.log import describe_machine, logger, progress, versions
 from s2d.pairs.dataset import MANIFEST, PAIRS, PREVIEW, Dataset
 from s2d.pairs.fit import FitSettings
-from s2d.pairs.jobs import KINDS, MIN_KEPT, Job, Kind, PairScene, PairSettings, plan_jobs
+from s2d.pairs.plan import KINDS, MIN_KEPT, Job, Kind, PairScene, PairSettings, plan_jobs
 from s2d.pairs.preview import write_preview
 from s2d.pairs.scenes import add_scene, find_scenes
 from s2d.pairs.workers import run_jobs

@@ -1,5 +1,5 @@
 """Training pairs for the fixer, made by our own stages 0 and 1: renders with artifacts, and the photos they should look like.
 
-`jobs` plans and runs the fits, `dataset` owns the folder (format: docs/data_formats.md), `workers` spreads jobs over processes;
+`plan` lists the fits, `jobs` does them, `dataset` owns the folder (format: docs/data_formats.md), `workers` spreads jobs over processes;
 `tools/make_fixer_pairs.py` is the command.
 """

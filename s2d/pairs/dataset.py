@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from s2d.files import atomic_write_json, atomic_write_text, fsync_dir
-from s2d.pairs.jobs import Job, PairSettings, photo_name, run_job
+from s2d.pairs.jobs import run_job
+from s2d.pairs.plan import Job, PairSettings, photo_name
 
 FORMAT = 1
 SPLITS = ("train", "test")

@@ -9,7 +9,7 @@ import torch
 
 from s2d.images import read_image, resize_image, write_image
 from s2d.pairs.dataset import Dataset
-from s2d.pairs.jobs import KINDS
+from s2d.pairs.plan import KINDS
 
 QUANTILES = (0.1, 0.5, 0.9)  # of PSNR: which pairs of a kind are shown
 BOX = (252, 190)  # largest tile, pixels

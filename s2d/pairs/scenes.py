@@ -9,7 +9,7 @@ from s2d.files import atomic_write_json, content_hash
 from s2d.images import write_image
 from s2d.log import logger
 from s2d.pairs.dataset import Dataset, read_json
-from s2d.pairs.jobs import PairScene, photo_name
+from s2d.pairs.plan import PairScene, photo_name
 from s2d.scene import Scene, load_scene, prepare_scene
 from s2d.transforms_io import find_transforms, read_transforms
 

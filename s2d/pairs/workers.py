@@ -17,7 +17,7 @@ import torch
 
 from s2d import log
 from s2d.pairs.dataset import Dataset
-from s2d.pairs.jobs import Job, PairSettings
+from s2d.pairs.plan import Job, PairSettings
 
 IDLE_SECONDS = 5.0  # stereo reports nothing, and the progress should show that time goes on
 
