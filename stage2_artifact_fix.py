@@ -30,7 +30,7 @@ from s2d.config import no_effect, run_script
 from s2d.fixer.analytic import MixMode
 from s2d.fixer.choice import DEFAULTS, FixerChoice, FixerName, choose_fixer
 from s2d.fixer.diffusion import Precision
-from s2d.fixer.interface import Fixer
+from s2d.fixer.interface import Fixer, FixResult
 from s2d.fixer.processes import Processes, join_processes
 from s2d.images import image_writer, list_images, read_image
 from s2d.log import logger, progress
@@ -185,7 +185,7 @@ def fix_views(cfg: Config, plan: Plan, processes: Processes) -> None:
     processes.wait()
 
 
-def fix_view(fixer: Fixer, view: ViewFiles):
+def fix_view(fixer: Fixer, view: ViewFiles) -> FixResult:
     """Read what belongs to a view and fix it."""
     rendered, guidance = read_image(view.rendered), read_image(view.guidance)
     require_size(view.guidance, guidance, view.rendered, rendered)

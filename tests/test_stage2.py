@@ -136,10 +136,10 @@ def test_the_shipped_file_lies_in_the_package():
 @pytest.mark.parametrize(
     ("name", "flags", "words"),
     [
-        ("analytic", {"tile_size": 512}, "--tile-size has no effect with the analytic fixer"),
-        ("compact", {"guidance_share": 0.0}, "--guidance-share has no effect .*--fixer analytic"),
-        ("compact", {"network_size": 512}, "--network-size has no effect .*--fixer difix"),
-        ("difix", {"weights": "x", "match_gain": True}, "--weights and --match-gain has no effect"),
+        ("analytic", {"tile_size": 512}, "--tile-size: no effect with the analytic fixer"),
+        ("compact", {"guidance_share": 0.0}, "--guidance-share: no effect .*--fixer analytic"),
+        ("compact", {"network_size": 512}, "--network-size: no effect .*--fixer difix"),
+        ("difix", {"weights": "x", "match_gain": True}, "--weights and --match-gain: no effect"),
         (None, {"precision": "bf16"}, r"analytic fixer \(the default.*--fixer compact or difix"),
         (None, {"weights": "x", "base_model_path": "y"}, "Give one kind"),
         ("analytic", {"guidance_share": 1.5}, r"guidance_share must be in \[0.0, 1.0\], got 1.5"),
@@ -428,10 +428,14 @@ UNET = {"state_dict_unet": {"conv_in.bias": torch.zeros(8)}}
         ([1], "must hold a dict"),
         ({"state_dict_unet": torch.zeros(3)}, "state_dict_unet must be a dict of tensors"),
         ({"state_dict_unet": {"foo": torch.zeros(3)}}, "none of its 1 tensors belongs"),
-        ({"state_dict_unet": {5: torch.zeros(3)}}, "a int as its name"),
+        ({"state_dict_unet": {5: torch.zeros(3)}}, "got the name 5 of type int"),
+        ({"state_dict_unet": {"a": torch.zeros(2, 2).to_sparse()}}, "one that is torch.sparse_coo"),
         ({"state_dict_unet": {"conv_in.bias": torch.zeros(9)}}, "does not fit. Expected [8]"),
         ({"state_dict_unet": {"conv_in.bias": torch.full((8,), torch.inf)}}, "not finite"),
-        ({"state_dict_unet": {"conv_in.lora_A.a.weight": torch.tensor(1.0)}}, "of no adapter"),
+        (
+            {"state_dict_unet": {"conv_in.lora_A.a.weight": torch.tensor(1.0)}},
+            "got one of shape [], which is no adapter",
+        ),
         ({**UNET, "lora_alpha": "x"}, "lora_alpha must be a number above 0, got 'x'"),
         ({**UNET, "mixing": {"kind": "new"}}, "kind must be one of fixed, learned, got 'new'"),
         ({**UNET, "mixing": {}, "state_dict_mixing": 5}, "state_dict_mixing must be a dict"),
@@ -491,4 +495,4 @@ def test_one_message_on_the_command_line(released, capsys, monkeypatch):
         )
     assert caught.value.code == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "error: --precision has no effect" in lines[0]
+    assert len(lines) == 1 and "error: --precision: no effect" in lines[0]

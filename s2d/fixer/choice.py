@@ -126,7 +126,7 @@ def choose_fixer(name: FixerName | None, flags: Mapping[str, Any]) -> FixerChoic
         takers = [other for other, known in DEFAULTS.items() if useless[0] in known]
         shown = " and ".join(f"--{flag.replace('_', '-')}" for flag in useless)
         raise ValueError(
-            f"{shown} has no effect with the {name} fixer ({reason}). Leave it out, or pass --fixer {' or '.join(takers)}."
+            f"{shown}: no effect with the {name} fixer ({reason}). Leave it out, or pass --fixer {' or '.join(takers)}."
         )
     settings = {**DEFAULTS[name], **given}
     _check(settings)

@@ -70,7 +70,7 @@ def take_apart(
     for key, tensor in tensors.items():
         if fault := _fault(key, tensor):
             raise ValueError(
-                f"{source}: {key} must be a tensor of numbers, got {fault}. The checkpoint is damaged or of an "
+                f"{source}: {key} must be a tensor, got {fault}. The checkpoint is damaged or of an "
                 "unknown format."
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -97,13 +97,13 @@ def take_apart(
 def _fault(key: object, tensor: object) -> str | None:
     """What is wrong with an entry of a state dict, if anything."""
     if not isinstance(key, str):
-        return f"a {type(key).__name__} as its name"
+        return f"the name {key!r} of type {type(key).__name__}"
     if not isinstance(tensor, Tensor):
         return type(tensor).__name__
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
-        return f"a {tensor.layout} {tensor.dtype} tensor on {tensor.device}"
+        return f"one that is {tensor.layout} {tensor.dtype} on {tensor.device}"
     if LORA_KEY.match(key) and (tensor.ndim < 2 or not tensor.numel()):
-        return f"the shape {list(tensor.shape)} of no adapter"
+        return f"one of shape {list(tensor.shape)}, which is no adapter"
     return None
 
 
