@@ -1,7 +1,9 @@
 """What every test may use: seeded numbers, the devices that are there, a tiny scene, and folders of data where they exist."""
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,16 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A test run in the background of a shell ignores Ctrl-C, and so would the processes that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def logger_as_found() -> Iterator[None]:
+    """A script's `setup_logging` would else decide what later tests of the same process see of the log."""
+    logger = logging.getLogger("s2d")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers = handlers
 
 
 @pytest.fixture(params=DEVICES)
