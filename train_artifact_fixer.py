@@ -360,6 +360,10 @@ def check_config(cfg: Config) -> None:
     check_range("lambda_...", torch.tensor(weights), 0)
     if not any(weights):
         raise ValueError("Nothing to minimise: all weights --lambda-... are 0. Give one of them.")
+    if cfg.train_image_prep == "none":
+        raise ValueError(
+            "Training images need one size: pass --train-image-prep crop_256 or resize_512."
+        )
     if cfg.enable_xformers_memory_efficient_attention:
         logger.info("xformers is not needed: torch's own attention saves the same memory")
 
