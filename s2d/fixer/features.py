@@ -70,12 +70,11 @@ class TransformerFeatures(nn.Module):
         self._hidden[0]._apply(function, recurse)
         return super()._apply(function, recurse)
 
-    @torch.no_grad()
     def forward(
         self,
         images: Tensor,  # [B, 3, H, W] in [-1, 1]
     ) -> Tensor:
-        """Return one feature per patch; the image is resized to whole patches. [B, channels, h, w]"""
+        """Return one feature per patch; the image is resized to whole patches. Differentiable in `images`. [B, channels, h, w]"""
         rows, columns = (max(1, round(side / self.patch)) for side in images.shape[-2:])
         resized = F.interpolate(
             images,
