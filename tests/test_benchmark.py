@@ -236,7 +236,7 @@ def test_scaling_command(tmp_path, monkeypatch):
     # The same Gaussians, seen twice as large: four times the pairs, but for the blur, which widens small ones most.
     assert 2 < large["counts"]["blended"] / small["counts"]["blended"] < 4.1
     assert [row["counts"]["gaussians"] for row in found["gaussians"]] == [300, 600]
-    assert [row["state"] for row in found["gaussians"]] == [300 * 59 * 16, 600 * 59 * 16]
+    assert [row["state"] for row in found["gaussians"]] == [300 * 59 * 12, 600 * 59 * 12]
     assert found["threads"][0]["threads"] == 1
     assert ElementTree.fromstring(files["svg"].read_text()).tag.endswith("svg")
 
