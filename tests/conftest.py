@@ -17,9 +17,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def logger_as_found() -> Iterator[None]:
-    """A script's `setup_logging` would else decide what later tests of the same process see of the log."""
+    """A script's `setup_logging`, run by a test or a module's fixture, would else decide what later files of the process see of the log."""
     logger = logging.getLogger("s2d")
     level, handlers = logger.level, list(logger.handlers)
     yield

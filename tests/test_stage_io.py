@@ -111,6 +111,7 @@ def test_the_same_again_is_up_to_date_and_touches_nothing(out, photos, caplog):
     build(out, inputs={"photos": photos})
     before = (out / "stage1" / "manifest.json").stat().st_mtime_ns
     caplog.set_level(logging.INFO, logger="s2d")
+    caplog.clear()
     stage = build(out, inputs={"photos": photos}, text="other")
     assert stage.up_to_date
     assert stage.dir == out / "stage1"
