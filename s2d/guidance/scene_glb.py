@@ -3,13 +3,11 @@
 In the scene's own world frame, as `--points-path` would read it back; viewers that take +y for up may show it turned.
 """
 
-import json
-import struct
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import trimesh
 
 from s2d.cameras import Cameras
 from s2d.files import atomic_write_bytes
@@ -17,11 +15,8 @@ from s2d.geometry import invert_rigid
 from s2d.guidance.cloud import SurfaceCloud
 
 MAX_POINTS = 300_000  # 5 MB, and what a browser turns smoothly
-KEPT_COLOUR = (230, 120, 20)
-NOVEL_COLOUR = (60, 130, 230)
-# Numbers of glTF 2.0: modes of a primitive, types of a component.
-_POINTS, _LINES = 0, 1
-_UNSIGNED_BYTE, _FLOAT = 5121, 5126
+KEPT_COLOUR = (230, 120, 20, 255)
+NOVEL_COLOUR = (60, 130, 230, 255)
 
 
 def write_scene_glb(path: Path, cloud: SurfaceCloud, kept: Cameras, novel: Cameras) -> Path:
@@ -30,53 +25,20 @@ def write_scene_glb(path: Path, cloud: SurfaceCloud, kept: Cameras, novel: Camer
         np.linspace(0, len(cloud) - 1, min(len(cloud), MAX_POINTS)).round().astype(int)
     )
     colours = (cloud.rgbs[chosen] * 255).round().byte().numpy()
+    scene = trimesh.Scene()
+    scene.add_geometry(
+        trimesh.PointCloud(cloud.points[chosen].numpy(), colours), geom_name="points"
+    )
     size = 0.1 * max(
         Cameras.cat([kept, novel.renamed([f"novel/{name}" for name in novel.names])]).extent, 1e-6
     )
-    parts = [("points", _POINTS, cloud.points[chosen].numpy(), colours)]
     for name, cameras, colour in (("kept", kept, KEPT_COLOUR), ("novel", novel, NOVEL_COLOUR)):
         if len(cameras):
-            ends = frusta(cameras, size).reshape(-1, 3)
-            parts.append((name, _LINES, ends, np.tile(np.uint8(colour), (len(ends), 1))))
-    atomic_write_bytes(path, _glb(parts))
+            path3d = trimesh.load_path(frusta(cameras, size))
+            path3d.colors = np.tile(colour, (len(path3d.entities), 1))
+            scene.add_geometry(path3d, geom_name=name)
+    atomic_write_bytes(path, scene.export(file_type="glb"))
     return Path(path)
-
-
-def _glb(parts: Sequence[tuple[str, int, np.ndarray, np.ndarray]]) -> bytes:
-    """Binary glTF 2.0 of named parts: (name, mode, positions [V, 3], colours [V, 3] 8 bits)."""
-    buffers, views, accessors, meshes = [], [], [], []
-    for name, mode, positions, colours in parts:
-        # An 8-bit colour takes four bytes, because a vertex has to start at a multiple of four.
-        rgba = np.concatenate([colours, np.full((len(colours), 1), 255, np.uint8)], 1)
-        for array, kind in ((positions.astype("<f4"), "VEC3"), (rgba, "VEC4")):
-            offset = sum(map(len, buffers))
-            buffers.append(array.tobytes())
-            views.append({"buffer": 0, "byteOffset": offset, "byteLength": len(buffers[-1])})
-            accessors.append({"bufferView": len(views) - 1, "count": len(array), "type": kind})
-        accessors[-2] |= {
-            "componentType": _FLOAT,
-            "min": positions.min(0).tolist(),
-            "max": positions.max(0).tolist(),
-        }
-        accessors[-1] |= {"componentType": _UNSIGNED_BYTE, "normalized": True}
-        attributes = {"POSITION": len(accessors) - 2, "COLOR_0": len(accessors) - 1}
-        meshes.append({"name": name, "primitives": [{"attributes": attributes, "mode": mode}]})
-    binary = b"".join(buffers)
-    content = {
-        "asset": {"version": "2.0", "generator": "S2D"},
-        "scene": 0,
-        "scenes": [{"nodes": list(range(len(meshes)))}],
-        "nodes": [{"name": mesh["name"], "mesh": k} for k, mesh in enumerate(meshes)],
-        "meshes": meshes,
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": len(binary)}],
-    }
-    text = json.dumps(content, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    chunks = struct.pack("<I4s", len(text), b"JSON") + text
-    chunks += struct.pack("<I4s", len(binary), b"BIN\0") + binary
-    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
 
 
 def frusta(cameras: Cameras, size: float) -> np.ndarray:
