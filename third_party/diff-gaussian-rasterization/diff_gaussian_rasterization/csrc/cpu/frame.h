@@ -5,7 +5,9 @@
 //   project.cpp   Gaussians -> Splat records (whitened ellipse, colour), tiles and block masks of each
 //   bin.cpp       depth order -> per tile a list of instances, nearest first
 //   forward.cpp   tiles -> images, and what the backward pass needs of each pixel
-//   backward.cpp  tiles -> ten sums per instance (slot); slots -> gradients of the raw parameters
+//   backward_tiles.cpp    tiles -> ten sums per instance (slot)
+//   backward_project.cpp  slots -> gradients of the raw parameters
+//   update.cpp            slots -> new raw parameters, in training without autograd
 //
 // A tile is 8 x 4 blocks; a block is one vector of pixels (4 x 4 pixels with 16 lanes). Which of its 32 blocks a Gaussian touches is
 // known exactly, as a bit mask: nothing else is ever looked at.
@@ -83,9 +85,7 @@ struct alignas(64) Splat {
   float log2_opacity;
   float rgb[3];
   float aux;          // what the depth image accumulates: z, or 1/z
-  float half_x, half_y;  // half-extents of the ellipse alpha = ALPHA_MIN, pixels
-  float z;
-  uint32_t padding[3];
+  uint32_t padding[6];
 };
 static_assert(sizeof(Splat) == 64, "one cache line");
 

@@ -108,7 +108,7 @@ void project_batch(const Frame& frame, const SceneArgs& scene, const ImageArgs& 
 
   const F zero(0.0f), aux = frame.camera_args.inverse_depth ? fp.inv_z : fp.z;
   const F fields[16] = {fp.mean_x, fp.mean_y, fp.s1, fp.s2, fp.s3, batch.log2_opacity, color[0], color[1],
-                        color[2],  aux,       half_x, half_y, fp.z, zero, zero, zero};
+                        color[2],  aux,       zero,   zero,   zero, zero, zero, zero};
   store_splats(frame.splats.data() + first, visible, fields);
   store_ellipses(chunk.ellipses, at, fp.mean_x, fp.mean_y, fp.s1, fp.s2, fp.s3, batch.log2_opacity);
   const I tiles = store_tile_ranges(chunk.ellipses, at, frame.tiles_x, frame.tiles_y, fp.mean_x, fp.mean_y, half_x, half_y);

@@ -54,7 +54,7 @@ struct TileEllipse {
 struct alignas(64) TileSplat {
   float u0, v0;  // Splat: x, y
   float s1, s2, s3, log2_opacity, rgb[3], aux;
-  int32_t index;  // in the tile's list. Splat: half_x
+  int32_t index;  // in the tile's list. Splat: padding
   float rest[5];
 
   // In place: a temporary of single fields that is then read as a whole would wait for each of their stores.
@@ -72,7 +72,7 @@ struct alignas(64) TileSplat {
 };
 static_assert(sizeof(TileSplat) == sizeof(Splat) && offsetof(TileSplat, s1) == offsetof(Splat, s1), "a copy of a Splat");
 static_assert(offsetof(TileSplat, log2_opacity) == offsetof(Splat, log2_opacity) && offsetof(TileSplat, rgb) == offsetof(Splat, rgb) &&
-                  offsetof(TileSplat, aux) == offsetof(Splat, aux) && offsetof(TileSplat, index) == offsetof(Splat, half_x),
+                  offsetof(TileSplat, aux) == offsetof(Splat, aux) && offsetof(TileSplat, index) == offsetof(Splat, padding),
               "a copy of a Splat");
 
 // Visit the pixels of a tile that are in the image, in runs along a row: fn(index of the first pixel in the image, its index in block
