@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
+
+LOCK = ".s2d.lock"
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
@@ -113,3 +116,28 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def locked(folder: Path, flag: str) -> Iterator[None]:
+    """Hold a folder, made if need be, against a second run. The system frees the lock of a process that dies.
+
+    Args:
+        folder: What the run writes into.
+        flag: The option that names it, for the message.
+
+    Raises:
+        ValueError: Another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(
+            f"{folder} is in use by another run. Wait until it has ended, or choose another output folder with {flag}."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

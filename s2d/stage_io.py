@@ -27,7 +27,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 from s2d.config import config_hash, config_to_dict, config_to_yaml
@@ -38,6 +37,7 @@ from s2d.files import (
     fsync_dir,
     fsync_file,
     list_files,
+    locked,
     remove,
 )
 from s2d.log import describe_machine, logger, versions
@@ -57,7 +57,6 @@ from s2d.stage_folders import (
 
 FORMAT = 1  # raise it when a stage's files change their meaning: older results then count as stale
 REQUIRED_KEYS = {"format", "hashed_config", "inputs", "extras"}  # what this module reads back
-LOCK = ".s2d.lock"
 
 STAGE_SCRIPTS = {
     "stage0": "stage0_point_guidance.py",
@@ -151,7 +150,7 @@ def open_stage(
     """
     model_dir = Path(model_dir)
     final_dir = model_dir / name
-    with _locked(model_dir):
+    with locked(model_dir, "-m"):
         finish_commit(final_dir)
         key = {
             "format": FORMAT,
@@ -200,7 +199,7 @@ def require_stage(model_dir: Path, name: str) -> Manifest:
         final_dir / SCRATCH,
     )
     if any(path.exists() for path in unfinished):
-        with _locked(Path(model_dir)):
+        with locked(Path(model_dir), "-m"):
             finish_commit(final_dir)
     manifest = _read_manifest(final_dir)
     if manifest is None:
@@ -229,23 +228,6 @@ def _read_manifest(stage_dir: Path) -> Manifest | None:
         raise ValueError(
             f"{path} is damaged: it is not a manifest of this program. Remove {stage_dir} and run the stage again."
         ) from None
-
-
-@contextmanager
-def _locked(model_dir: Path) -> Iterator[None]:
-    """Hold OUT against a second run. The system frees the lock of a process that dies."""
-    model_dir.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(model_dir / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise ValueError(
-            f"{model_dir} is in use by another run. Wait until it has ended, or choose another output folder with -m."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # --- inputs and what changed -------------------------------------------------------------------------------------------

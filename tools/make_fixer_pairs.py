@@ -29,11 +29,11 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # run from anywhere: the library is not installed
 
-import filelock
 from tyro.conf import UseAppendAction, arg
 
 from s2d.checks import check_range
 from s2d.config import config_to_dict, no_effect, run_script
+from s2d.files import locked
 from s2d.log import describe_machine, logger, progress, versions
 from s2d.pairs.dataset import MANIFEST, PAIRS, PREVIEW, Dataset
 from s2d.pairs.fit import FitSettings
@@ -97,15 +97,9 @@ def main(cfg: Config) -> Path:
         cfg.min_coverage,
     )
     dataset = Dataset(cfg.output_dir)
-    cfg.output_dir.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(cfg.output_dir / ".s2d.lock", timeout=0)
     try:
-        with lock:
+        with locked(cfg.output_dir, "--output-dir"):
             make_pairs(cfg, dataset, settings, found)
-    except filelock.Timeout:
-        raise ValueError(
-            f"{cfg.output_dir} is in use by another run. Wait until it has ended, or choose another --output-dir."
-        ) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ValueError(

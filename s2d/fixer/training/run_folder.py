@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from s2d.config import config_to_dict, config_to_yaml
-from s2d.files import atomic_write_json, atomic_write_text, remove
+from s2d.files import atomic_write_json, atomic_write_text, locked, remove
 from s2d.fixer.training.pairs import Pair
 from s2d.log import describe_machine, versions
 
 FORMAT = 1
-DESCRIPTION, LOCK = "training.json", ".s2d.lock"
+DESCRIPTION = "training.json"
 RESULTS = ("config.yaml", DESCRIPTION, "history.json", "checkpoints", "eval", "tensorboard")
 
 
@@ -94,15 +92,7 @@ def open_run_folder(
         ValueError: Another process works in it, or it holds a training with other settings; names them.
     """
     run_folder = RunFolder(folder, suffix)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise ValueError(
-            f"{folder} is in use by another run. Wait until it has ended, or choose another --output-dir."
-        ) from None
-    try:
+    with locked(folder, "--output-dir"):
         key = json.loads(json.dumps(key))  # as it will be read back
         known = _read_key(folder / DESCRIPTION)
         if known is not None and not overwrite:
@@ -125,8 +115,6 @@ def open_run_folder(
             atomic_write_json(folder / DESCRIPTION, description)
         atomic_write_text(folder / "config.yaml", config_to_yaml(cfg))
         yield run_folder
-    finally:
-        lock.release()
 
 
 def _read_key(path: Path) -> dict[str, Any] | None:
