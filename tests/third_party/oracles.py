@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 PARAMETERS = ("means", "log_scales", "quats", "opacity_logits", "sh0", "shN")
-DIFFERENTIABLE = (*PARAMETERS, "viewmats", "background", "means2d_probe")
+DIFFERENTIABLE = (*PARAMETERS, "viewmats", "Ks", "background", "means2d_probe")
 
 
 def look_at(position: Tensor, target: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ CotangentArgs = _struct("CotangentArgs", *((name, _P) for name in ("rgb", "alpha
 GradientArgs = _struct(
     "GradientArgs",
     *((name, _P) for name in ("means", "log_scales", "quats", "opacity_logits", "sh0", "shN")),
-    *((name, _P) for name in ("colors", "covars", "means2d", "viewmat")),
+    *((name, _P) for name in ("colors", "covars", "means2d", "viewmat", "intrinsics")),
     ("accumulate", ctypes.c_int32),
 )
 # Mirrors of the structures in csrc/cpu/adam.h.
@@ -85,7 +85,7 @@ UpdateArgs = _struct(
     ("tensors", _P),
     ("radii", _P),
     *((name, ctypes.c_float) for name in ("opacity_penalty", "scale_x", "scale_y")),
-    *((name, _P) for name in ("grad_sum", "num_views")),
+    *((name, _P) for name in ("grad_sum", "num_views", "viewmat", "intrinsics")),
 )
 
 

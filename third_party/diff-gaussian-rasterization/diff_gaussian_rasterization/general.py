@@ -91,7 +91,7 @@ def rasterize_gaussians_raw(
     Raises:
         ValueError: A shape, type or device is wrong, or a camera or the background is not finite.
 
-    Differentiable in every float argument but `Ks`. float32 on the CPU.
+    Differentiable in every float argument; of `Ks` in focal lengths and principal point. float32 on the CPU.
     """
     scene = SceneTensors(means, log_scales, quats, opacity_logits, sh0, shN)
     options = raw_options(scene, width, height, sh_degree)
@@ -127,7 +127,7 @@ def render(
     n, num_cameras = len(scene.means), len(viewmats)
     if means2d_probe is not None:
         check_tensor("means2d_probe", means2d_probe, (num_cameras, n, 2))
-    outputs = _Rasterize.apply(Ks, options, viewmats, background, means2d_probe, *scene)
+    outputs = _Rasterize.apply(options, Ks, viewmats, background, means2d_probe, *scene)
     return RasterOutput(*outputs)
 
 
@@ -168,13 +168,13 @@ def forward(
 
 
 class _Rasterize(torch.autograd.Function):
-    """Inputs: (Ks, options, viewmats, background, means2d_probe, *SceneTensors)."""
+    """Inputs: (options, Ks, viewmats, background, means2d_probe, *SceneTensors)."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        Ks: Tensor,
         options: RenderOptions,
+        Ks: Tensor,
         viewmats: Tensor,
         background: Tensor,
         means2d_probe: Tensor | None,
@@ -202,15 +202,18 @@ class _Rasterize(torch.autograd.Function):
         alpha, *saved = ctx.saved_tensors
         scene = SceneTensors(*saved)
         cotangents = [None if v is None else v.contiguous() for v in (v_rgb, v_alpha, v_depth)]
-        _, _, needs_viewmats, needs_background, needs_probe, *_ = ctx.needs_input_grad
+        _, needs_Ks, needs_viewmats, needs_background, needs_probe, *_ = ctx.needs_input_grad
         n = len(scene.means)
         gradients = SceneTensors(*(None if t is None else torch.empty_like(t) for t in scene))
         d_viewmats = torch.empty(ctx.num_cameras, 4, 4) if needs_viewmats else None
+        d_intrinsics = torch.empty(ctx.num_cameras, 4) if needs_Ks else None
         d_means2d = torch.empty(ctx.num_cameras, n, 2) if needs_probe else None
         args = scene_args(scene, ctx.options)
         for c, frame in enumerate(ctx.frames):
             views = [None if v is None else v[c] for v in cotangents]
-            per_camera = [None if d is None else d[c] for d in (d_means2d, d_viewmats)]
+            per_camera = [
+                None if d is None else d[c] for d in (d_means2d, d_viewmats, d_intrinsics)
+            ]
             pointers = map(_native.pointer, [*gradients, *per_camera])
             frame.call(
                 frame.lib.s2d_backward,
@@ -224,7 +227,18 @@ class _Rasterize(torch.autograd.Function):
         if needs_background:
             zero = alpha.new_zeros(3)
             d_background = zero if v_rgb is None else ((1 - alpha) * v_rgb).sum((0, 1, 2))
-        return None, None, d_viewmats, d_background, d_means2d, *gradients
+        d_Ks = None if d_intrinsics is None else intrinsics_matrix(d_intrinsics)
+        return None, d_Ks, d_viewmats, d_background, d_means2d, *gradients
+
+
+def intrinsics_matrix(
+    values: Tensor,  # [..., 4]
+) -> Tensor:
+    """Put (fx, fy, cx, cy) where they stand in K; zero elsewhere. [..., 3, 3]"""
+    out = values.new_zeros(*values.shape[:-1], 3, 3)
+    out[..., 0, 0], out[..., 1, 1] = values[..., 0], values[..., 1]
+    out[..., :2, 2] = values[..., 2:]
+    return out
 
 
 def scene_args(scene: SceneTensors, options: RenderOptions) -> Any:
@@ -241,11 +255,12 @@ def scene_args(scene: SceneTensors, options: RenderOptions) -> Any:
 
 
 def _camera_args(viewmat: Tensor, K: Tensor, background: Tensor, options: RenderOptions) -> Any:
+    (fx, _, cx), (_, fy, cy), _ = K.tolist()
     args = _native.CameraArgs(
-        fx=float(K[0, 0]),
-        fy=float(K[1, 1]),
-        cx=float(K[0, 2]),
-        cy=float(K[1, 2]),
+        fx=fx,
+        fy=fy,
+        cx=cx,
+        cy=cy,
         width=options.width,
         height=options.height,
         inverse_depth=options.inverse_depth,

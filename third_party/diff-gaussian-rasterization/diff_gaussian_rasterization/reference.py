@@ -117,7 +117,7 @@ def rasterize_reference(
     Raises:
         ValueError: A camera or the background is not finite.
 
-    Differentiable in every float argument but `Ks`.
+    Differentiable in every float argument; of `Ks` in focal lengths and principal point.
     """
     for name, value in (("viewmats", viewmats), ("Ks", Ks), ("background", background)):
         if value is not None and not bool(torch.isfinite(value).all()):

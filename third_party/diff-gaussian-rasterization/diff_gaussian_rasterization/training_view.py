@@ -22,6 +22,7 @@ from diff_gaussian_rasterization.general import (
     check_cameras,
     check_tensor,
     forward,
+    intrinsics_matrix,
     raw_options,
     scene_args,
 )
@@ -56,7 +57,9 @@ class TrainingView:
 
         Args:
             parameters: The raw tensors by name (`PARAMETERS`), shapes as in `rasterize_gaussians_raw`, contiguous.
-            viewmat, K, width, height, sh_degree, background: As in `rasterize_gaussians_raw`, of one camera.
+            viewmat, K: As in `rasterize_gaussians_raw`, of one camera. Where one requires grad, `update` carries the gradient on to
+                it and to what it was made of.
+            width, height, sh_degree, background: As in `rasterize_gaussians_raw`.
 
         Raises:
             ValueError: As `rasterize_gaussians_raw`; or a tensor is missing or not contiguous.
@@ -75,8 +78,9 @@ class TrainingView:
         self._scene = SceneTensors(**self._parameters)
         self._options = raw_options(self._scene, width, height, sh_degree)
         background = torch.zeros(3) if background is None else background
-        check_cameras(viewmat[None], K[None], background, self._options)
+        self._viewmat, self._K = viewmat, K
         with torch.no_grad():
+            check_cameras(viewmat[None], K[None], background, self._options)
             images, (self._frame,) = forward(
                 self._scene, viewmat[None], K[None], background, None, self._options
             )
@@ -92,6 +96,9 @@ class TrainingView:
         statistics: tuple[Tensor, Tensor] | None = None,  # [N], [N]
     ) -> None:
         """Carry the gradients of rgb, alpha and depth back and take the optimiser's step; once per view.
+
+        The gradients of a viewmat and a K that require grad go on by autograd, as those of `backward()`; their parameters are the
+        caller's to update.
 
         Args:
             optimizer: Holds exactly the parameters of this view. Rows that the view does not see (radii 0) stay as they are.
@@ -116,6 +123,8 @@ class TrainingView:
         if statistics is not None:
             for name, tensor in zip(("grad_sum", "num_views"), statistics, strict=True):
                 check_tensor(name, tensor, (num,))
+        d_viewmat = torch.empty(4, 4) if self._viewmat.requires_grad else None
+        d_intrinsics = torch.empty(4) if self._K.requires_grad else None
         with optimizer.lent(list(self._parameters.values())) as tensors:
             update = _native.UpdateArgs(
                 tensors=ctypes.addressof(tensors),
@@ -123,6 +132,8 @@ class TrainingView:
                 opacity_penalty=opacity_penalty,
                 scale_x=0.5 * self._options.width,
                 scale_y=0.5 * self._options.height,
+                viewmat=_native.pointer(d_viewmat),
+                intrinsics=_native.pointer(d_intrinsics),
             )
             if statistics is not None:
                 update.grad_sum, update.num_views = (tensor.data_ptr() for tensor in statistics)
@@ -133,3 +144,11 @@ class TrainingView:
                 update,
             )
         self._frame = None
+        camera = []
+        if d_viewmat is not None:
+            camera.append((self._viewmat, d_viewmat))
+        if d_intrinsics is not None:
+            camera.append((self._K, intrinsics_matrix(d_intrinsics)))
+        if camera:
+            # In one go: both may come from one graph.
+            torch.autograd.backward(*map(list, zip(*camera, strict=True)))

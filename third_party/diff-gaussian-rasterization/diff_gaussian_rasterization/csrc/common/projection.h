@@ -164,4 +164,29 @@ inline void footprint_adjoint(const Camera& camera, const F* mean, const F* H, c
   }
 }
 
+// What a footprint adds to the gradients of (fx, fy, cx, cy). Apart from footprint_adjoint, because few runs want it: a focal length
+// scales the mean's distance from the principal point and a row of M; and a clamped ratio is a limit of the field of view,
+// (constant - cx) / fx, that moves with both.
+template <class F>
+inline void intrinsics_adjoint(const Camera& camera, const F* H, const Footprint<F>& fp, const FootprintGrad<F>& grad,
+                               F* d_intrinsics) {
+  const float* forward = camera.W + 6;
+  const float focal[2] = {camera.fx, camera.fy};
+  const F position[2] = {fp.x, fp.y}, tan[2] = {fp.tan_x, fp.tan_y};
+  const F d_mean[2] = {grad.mean_x, grad.mean_y}, d_var[2] = {grad.var_x, grad.var_y};
+  for (int i = 0; i < 2; ++i) {
+    const F *row = fp.M + 3 * i, *other = fp.M + 3 - 3 * i;
+    F by_zoom(0.0f), along(0.0f);
+    for (int k = 0; k < 3; ++k) {
+      const F dM = grad.M[3 * i + k] + F(2.0f) * (d_var[i] * row[k] + grad.cov_xy * other[k]);
+      by_zoom = by_zoom + dM * row[k];
+      along = along + dM * (F(forward[0]) * H[k] + F(forward[1]) * H[3 + k] + F(forward[2]) * H[6 + k]);
+    }
+    const F inv_focal(1.0f / focal[i]), ratio = position[i] * fp.inv_z;
+    const F d_limit = select(ratio == tan[i], F(0.0f), F(0.0f) - F(focal[i]) * fp.inv_z * along);
+    d_intrinsics[i] = d_mean[i] * ratio + (by_zoom - d_limit * tan[i]) * inv_focal;
+    d_intrinsics[2 + i] = d_mean[i] - d_limit * inv_focal;
+  }
+}
+
 }  // namespace s2d

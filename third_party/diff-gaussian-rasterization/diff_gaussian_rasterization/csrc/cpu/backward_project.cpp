@@ -10,8 +10,9 @@
 namespace s2d {
 namespace {
 
-constexpr int64_t CHUNK = 512;  // Gaussians per task; also the unit of the camera's partial sums, so it is independent of threads
-constexpr int CAMERA_SUMS = 15;  // dW[9], dt[3], d centre[3]
+constexpr int64_t CHUNK = 512;  // Gaussians per task
+static_assert(CHUNK % CAMERA_UNIT == 0, "two tasks never add to the same sums");
+constexpr int CAMERA_SUMS = 19;  // dW[9], dt[3], d centre[3], d (fx, fy, cx, cy)
 
 // Write rows of WIDTH values for the Gaussians [first, first + count); rows not in `visible` and values that are not finite become
 // zero.
@@ -125,7 +126,7 @@ void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientAr
 
   F d_mean[3], d_H[9], camera[CAMERA_SUMS];
   footprint_adjoint(frame.camera, batch.mean, batch.H, fp, grad, d_mean, d_H, camera, camera + 9);
-  for (int k = 12; k < CAMERA_SUMS; ++k) camera[k] = F(0.0f);
+  for (int k = 12; k < 15; ++k) camera[k] = F(0.0f);
   const bool add = gradients.accumulate;
   const F d_rgb[3] = {sums[SUM_R], sums[SUM_GREEN], sums[SUM_B]};
   if (scene.colors) {
@@ -160,7 +161,8 @@ void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientAr
     write_rows<3>(gradients.log_scales, row, count, visible, d_scale, add);
     write_rows<4>(gradients.quats, row, count, visible, d_quat, add);
   }
-  if (gradients.viewmat) {
+  if (camera_sums) {
+    intrinsics_adjoint(frame.camera, batch.H, fp, grad, camera + 15);
     alignas(64) float lanes[LANES];
     for (int k = 0; k < CAMERA_SUMS; ++k) {
       store(lanes, zero_unless(is_finite(camera[k]), camera[k]));
@@ -208,29 +210,42 @@ void backward_rows(const Frame& frame, const SceneArgs& scene, const GradientArg
     uint32_t visible = 0;
     for (int l = 0; l < count; ++l) visible |= static_cast<uint32_t>(frame.depths[first + l] != 0) << l;
     if (visible) {
-      backward_batch(frame, scene, gradients, with_depth, first, first - origin, count, visible, camera_sums);
+      double* sums = camera_sums ? camera_sums + first / CAMERA_UNIT * CAMERA_SUMS : nullptr;
+      backward_batch(frame, scene, gradients, with_depth, first, first - origin, count, visible, sums);
     } else {
       clear_batch(scene, gradients, first - origin, count);
     }
   }
 }
 
+double* start_camera_sums(Frame& frame, int64_t n, const GradientArgs& gradients) {
+  if (!gradients.viewmat && !gradients.intrinsics) return nullptr;
+  const int64_t units = (n + CAMERA_UNIT - 1) / CAMERA_UNIT;
+  double* sums = frame.camera_sums.reserve((units + 1) * CAMERA_SUMS);
+  std::fill_n(sums, (units + 1) * CAMERA_SUMS, 0.0);
+  return sums;
+}
+
+void finish_camera_sums(Frame& frame, int64_t n, const GradientArgs& gradients) {
+  if (!gradients.viewmat && !gradients.intrinsics) return;
+  const int64_t units = (n + CAMERA_UNIT - 1) / CAMERA_UNIT;
+  double *sums = frame.camera_sums.data(), *total = sums + units * CAMERA_SUMS;
+  for (int64_t unit = 0; unit < units; ++unit) {
+    for (int k = 0; k < CAMERA_SUMS; ++k) total[k] += sums[unit * CAMERA_SUMS + k];
+  }
+  if (gradients.viewmat) write_viewmat(frame.camera, total, gradients.viewmat);
+  if (gradients.intrinsics) std::copy_n(total + 15, 4, gradients.intrinsics);
+}
+
 void backward_project(Frame& frame, const SceneArgs& scene, const GradientArgs& gradients, bool with_depth, int num_threads) {
   PhaseTimer timer(frame, PHASE_BACKWARD_PROJECT);
-  const int64_t n = scene.n, chunks = (n + CHUNK - 1) / CHUNK;
-  double* camera_sums = frame.camera_sums.reserve((chunks + 1) * CAMERA_SUMS);
-  std::fill_n(camera_sums, (chunks + 1) * CAMERA_SUMS, 0.0);
-  parallel_for(chunks, num_threads, [&](int64_t chunk) {
+  const int64_t n = scene.n;
+  double* camera_sums = start_camera_sums(frame, n, gradients);
+  parallel_for((n + CHUNK - 1) / CHUNK, num_threads, [&](int64_t chunk) {
     const int64_t end = std::min(n, (chunk + 1) * CHUNK);
-    backward_rows(frame, scene, gradients, with_depth, chunk * CHUNK, end, 0, camera_sums + chunk * CAMERA_SUMS);
+    backward_rows(frame, scene, gradients, with_depth, chunk * CHUNK, end, 0, camera_sums);
   });
-  if (gradients.viewmat) {
-    double* total = camera_sums + chunks * CAMERA_SUMS;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      for (int k = 0; k < CAMERA_SUMS; ++k) total[k] += camera_sums[chunk * CAMERA_SUMS + k];
-    }
-    write_viewmat(frame.camera, total, gradients.viewmat);
-  }
+  finish_camera_sums(frame, n, gradients);
 }
 
 }  // namespace s2d

@@ -165,6 +165,7 @@ struct GradientArgs {
   float *means, *log_scales, *quats, *opacity_logits, *sh0, *shN, *colors, *covars;
   float* means2d;      // of this camera; null = not wanted
   float* viewmat;      // [16] of this camera; null = not wanted
+  float* intrinsics;   // [4] fx, fy, cx, cy of this camera; null = not wanted
   int32_t accumulate;  // 1: add to the Gaussians' gradients that are there (second camera of a batch)
 };
 
@@ -175,6 +176,7 @@ struct UpdateArgs {
   float opacity_penalty;      // the loss has this times the mean opacity; if > 0, all rows are updated
   float scale_x, scale_y;     // of the 2D gradients in the statistics
   float *grad_sum, *num_views;  // [N] where radii > 0: += length of the 2D gradient, += 1; null = not wanted
+  float *viewmat, *intrinsics;  // as in GradientArgs
 };
 
 // -----------------------------------------------------------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ struct Frame {
   Buffer<Instance> instances;
   Buffer<TileState> tile_states;    // [tiles]
   Buffer<Slot> slots;
-  Buffer<double> camera_sums;       // [chunks, 15] scratch
+  Buffer<double> camera_sums;       // [units of the camera's sums + 1, CAMERA_SUMS] scratch
 
   double seconds[NUM_PHASES] = {};
 };
@@ -224,6 +226,11 @@ void backward_project(Frame&, const SceneArgs&, const GradientArgs&, bool with_d
 // The part of it for the Gaussians [begin, end), a multiple of LANES but for the last; the gradients of Gaussian g go to row g - origin.
 void backward_rows(const Frame&, const SceneArgs&, const GradientArgs&, bool with_depth, int64_t begin, int64_t end, int64_t origin,
                    double* camera_sums);
+// The camera's gradient is summed over units of so many Gaussians, then over units: in this order whoever works on which.
+constexpr int64_t CAMERA_UNIT = 256;
+// Zeros for these sums, to hand to backward_rows; null where neither gradient is wanted.
+double* start_camera_sums(Frame&, int64_t n, const GradientArgs&);
+void finish_camera_sums(Frame&, int64_t n, const GradientArgs&);
 // Instead of backward_project: from the slots to updated parameters.
 void backward_update(Frame&, const SceneArgs&, const UpdateArgs&, bool with_depth, int num_threads);
 

@@ -12,6 +12,7 @@ namespace s2d {
 namespace {
 
 constexpr int64_t CHUNK = 256;  // Gaussians per task: 40 KB of gradients at SH degree 2
+static_assert(CHUNK % CAMERA_UNIT == 0, "two tasks never add to the same sums");
 constexpr int NUM_TENSORS = 6;
 enum Tensors { MEANS, LOG_SCALES, QUATS, OPACITY_LOGITS, SH0, SHN };
 
@@ -65,17 +66,21 @@ AdamTensor rows_of(const AdamTensor& t, const float* grad, int64_t begin) {
 void backward_update(Frame& frame, const SceneArgs& scene, const UpdateArgs& update, bool with_depth, int num_threads) {
   PhaseTimer timer(frame, PHASE_BACKWARD_PROJECT);
   const int64_t n = scene.n;
+  GradientArgs camera = {};
+  camera.viewmat = update.viewmat, camera.intrinsics = update.intrinsics;
+  double* camera_sums = start_camera_sums(frame, n, camera);
   parallel_for((n + CHUNK - 1) / CHUNK, num_threads, [&](int64_t chunk) {
     const int64_t begin = chunk * CHUNK, end = std::min(n, begin + CHUNK);
     const float* grads[NUM_TENSORS];
     const GradientArgs gradients = chunk_gradients(update.tensors, grads);
-    backward_rows(frame, scene, gradients, with_depth, begin, end, begin, nullptr);
+    backward_rows(frame, scene, gradients, with_depth, begin, end, begin, camera_sums);
     const bool all = update.opacity_penalty > 0.0f;
     if (all) add_opacity_penalty(update, n, begin, end, gradients.opacity_logits);
     if (update.grad_sum) add_statistics(update, begin, end, gradients.means2d);
     const AdamArgs rows = {end - begin, NUM_TENSORS, nullptr, all ? nullptr : update.radii + begin, sizeof(int32_t)};
     for (int t = 0; t < NUM_TENSORS; ++t) adam_rows(rows, rows_of(update.tensors[t], grads[t], begin), 0, end - begin);
   });
+  finish_camera_sums(frame, n, camera);
 }
 
 }  // namespace s2d
