@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -332,9 +333,8 @@ def test_a_killed_run_goes_on_from_its_finished_jobs(copy, made):
 def test_a_worker_that_dies_is_named_and_takes_nothing_with_it(tiny_scene, tmp_path):
     dataset = Dataset(tmp_path)
     endless = replace(SETTINGS, fit=replace(FIT, num_steps=10**6))
-    results = run_jobs(
-        dataset, plan_jobs([pair_scene(tiny_scene)], (3,), (0,), ("sparse",)), endless, 1
-    )
+    jobs = plan_jobs([pair_scene(tiny_scene)], (3,), (0,), ("sparse",))
+    results = run_jobs(partial(dataset.work, settings=endless), jobs, 1, "use fewer --workers")
     assert next(event for _, event, _ in results if event != "idle") == "steps"
     (worker,) = multiprocessing.active_children()
     worker.kill()

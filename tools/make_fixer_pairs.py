@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -40,10 +40,12 @@ from s2d.pairs.fit import FitSettings
 from s2d.pairs.plan import KINDS, MIN_KEPT, Job, Kind, PairScene, PairSettings, plan_jobs
 from s2d.pairs.preview import write_preview
 from s2d.pairs.scenes import add_scene, find_scenes
-from s2d.pairs.workers import run_jobs
+from s2d.pairs.workers import run_jobs, usable_cores
 
 # Of one pair: A and P are as large as their photo, M next to nothing, B is a link.
 PHOTOS_PER_PAIR = 2.0
+# Where a worker dies.
+ADVICE = "use fewer --workers or a smaller --max-side"
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,9 @@ def work(cfg: Config, dataset: Dataset, todo: Sequence[Job], settings: PairSetti
     # closing: the workers end here, whatever ends the loop.
     with (
         progress(total, "steps") as bar,
-        closing(run_jobs(dataset, todo, settings, num_workers)) as results,
+        closing(
+            run_jobs(partial(dataset.work, settings=settings), todo, num_workers, ADVICE)
+        ) as results,
     ):
         for job, event, value in results:
             if event == "steps":
@@ -226,10 +230,6 @@ def check_space(
             f"{dataset.dir}: the pairs need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. "
             "Free some space, choose another --output-dir, or lower --views-per-kind or --max-side."
         )
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def report(manifest: dict, dataset: Dataset) -> None:

@@ -8,18 +8,23 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import torch
 
 from s2d import log
-from s2d.pairs.dataset import Dataset
-from s2d.pairs.plan import Job, PairSettings
 
 IDLE_SECONDS = 5.0  # stereo reports nothing, and the progress should show that time goes on
+
+
+class Named(Protocol):
+    """A job, as far as it is known here."""
+
+    @property
+    def name(self) -> str: ...
 
 
 class _Worker(NamedTuple):
@@ -28,9 +33,16 @@ class _Worker(NamedTuple):
 
 
 def run_jobs(
-    dataset: Dataset, jobs: Sequence[Job], settings: PairSettings, num_workers: int
-) -> Iterator[tuple[Job | None, str, Any]]:
+    work: Callable[..., Any], jobs: Sequence[Named], num_workers: int, advice: str
+) -> Iterator[tuple[Any, str, Any]]:
     """Run the jobs; yields (job, "steps", number), (job, "done", record) as they come, and (None, "idle", None) now and then.
+
+    Args:
+        work: Called in a worker as work(job, on_steps=...), where on_steps takes the number of steps done since its last call; returns
+            the job's record. A function of a module, or a method of an object that can be pickled.
+        jobs: Any objects with a name that can be pickled.
+        num_workers: Processes at most.
+        advice: What to do where a worker dies, which is most often for lack of memory.
 
     Raises:
         OSError: a worker could not write.
@@ -40,11 +52,11 @@ def run_jobs(
     context = multiprocessing.get_context("spawn")  # a fork would copy locks of torch's threads
     waiting = list(reversed(jobs))
     workers: list[_Worker] = []
-    at_work: dict[Connection, Job] = {}
+    at_work: dict[Connection, Named] = {}
     try:
         for _ in range(min(num_workers, len(jobs))):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, dataset, settings), daemon=True)
+            process = context.Process(target=_work, args=(theirs, work), daemon=True)
             process.start()
             theirs.close()  # so that its end closes with the process
             workers.append(_Worker(process, ours))
@@ -59,7 +71,7 @@ def run_jobs(
                 try:
                     event, value = connection.recv()
                 except EOFError:
-                    raise _died(job, workers, connection) from None
+                    raise _died(job, workers, connection, advice) from None
                 if event == "error":
                     raise value
                 if event == "defect":
@@ -78,7 +90,12 @@ def run_jobs(
             worker.process.join()
 
 
-def _work(connection: Connection, dataset: Dataset, settings: PairSettings) -> None:
+def usable_cores() -> int:
+    """How many processes can run side by side."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _work(connection: Connection, work: Callable[..., Any]) -> None:
     """A worker's life: take a job, do it, until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["S2D_NUM_THREADS"] = "1"
@@ -91,7 +108,7 @@ def _work(connection: Connection, dataset: Dataset, settings: PairSettings) -> N
     try:
         while True:
             job = connection.recv()
-            record = dataset.work(job, settings, lambda num: connection.send(("steps", num)))
+            record = work(job, on_steps=lambda num: connection.send(("steps", num)))
             connection.send(("done", record))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
@@ -101,12 +118,14 @@ def _work(connection: Connection, dataset: Dataset, settings: PairSettings) -> N
         connection.send(("defect", traceback.format_exc()))
 
 
-def _died(job: Job, workers: Sequence[_Worker], connection: Connection) -> ValueError:
+def _died(
+    job: Named, workers: Sequence[_Worker], connection: Connection, advice: str
+) -> ValueError:
     process = next(worker.process for worker in workers if worker.connection is connection)
     process.join()
     code = process.exitcode or 0
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     return ValueError(
-        f"The process that made {job.name} {how}. Most often the memory is full: use fewer --workers or a smaller --max-side. "
+        f"The process that made {job.name} {how}. Most often the memory is full: {advice}. "
         "What is finished is kept; the same command goes on from there."
     )
