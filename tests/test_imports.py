@@ -14,7 +14,7 @@ LAYERS = [
     {"log", "checks", "files"},
     {"geometry", "sh", "images", "config", "stage_folders", "stage_io", "losses", "metrics"},
     {"cameras", "lenses", "plain_photos", "triangulation", "ply_io", "colmap_io", "transforms_io"},
-    {"scene", "split", "sampling", "trajectories", "gaussians"},
+    {"scene", "split", "sampling", "trajectories", "gaussians", "alignment"},
     {"rasterize", "densify", "optim", "model_folder"},
     {"guidance", "fixer", "training", "pairs"},
     {"report"},
@@ -29,7 +29,11 @@ ONLY_IMPORTERS = {
     "native_build": {"guidance"},
     "diffusers": {"fixer"},
     "peft": {"fixer"},
-    "transformers": {"fixer"},
+    "transformers": {"fixer", "guidance"},
+    "pi3": {"guidance"},  # visual geometry models: not in the requirements, docs/providers.md
+    "vggt": {"guidance"},
+    "mapanything": {"guidance"},
+    "depth_anything_3": {"guidance"},
     "huggingface_hub": {"fixer"},  # comes with diffusers
     "yaml": {"config"},
     "tyro": {"config"},
