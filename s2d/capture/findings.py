@@ -4,7 +4,7 @@ Every threshold leaves ten good captures without a warning; the numbers beside t
 A *note* is something to know, a *warning* makes the result worse, a *problem* leaves photos out of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -26,11 +26,14 @@ FEW_PHOTOS, MANY_PHOTOS = 3, 30
 SMALL_SIDE = 480  # pixels
 MIN_BLUR = 0.65  # σ in working pixels: the good scenes have at most 0.49, and a Gaussian of 1.5 pixels gives 0.71 or more
 MORE_BLUR = 0.4  # than the set's median, or else the whole set is soft
-EXPOSURE_STOPS, EXPOSURE_NOTE = (
-    0.9,
-    0.5,
-)  # to the photos that share most; at most 0.75 in the good scenes
-COLOUR_STOPS, COLOUR_NOTE = 0.5, 0.3  # of one channel to the mean of all; at most 0.35
+# Steps of light to the photos that share most with a photo. Five times the set's usual step are allowed beside the first number,
+# between the other two: sceaux changes by 0.75 from photo to photo, fern by 0.05.
+EXPOSURE_STOPS = (0.3, 0.5, 0.9)
+EXPOSURE_NOTE = 0.4
+COLOUR_STOPS, COLOUR_NOTE = (
+    0.45,
+    0.3,
+)  # of one channel to the mean of all; at most 0.34 in the good scenes
 NUM_NEIGHBOURS = 4
 WEAK_MATCHES = 20  # the good scenes hold together by 27 or more
 TURNED_SHARE = (
@@ -38,8 +41,8 @@ TURNED_SHARE = (
 )
 FLAT_SHARE = 0.95  # of matches in one plane; every photo of the good scenes has a pair below 0.81
 MIN_ANGLE = 0.7  # degrees; every photo of the good scenes has a pair above 2.0
-SAME_SHIFT = 0.0005  # of the longer side, a third of a pixel; the good scenes' most alike frames are 0.0022 apart
-SAME_SHARE = 0.4  # of the features that match
+SAME_SHIFT = 0.001  # of the longer side; a copy of half the size gives 0.0004, the good scenes' most alike frames 0.0022
+SAME_SHARE = 0.3  # of the features that match
 FEW_FEATURES = 60
 OTHER_LENS = 1.1  # ratio of focal lengths
 
@@ -140,7 +143,13 @@ def check_capture(capture: Capture) -> CaptureReport:
             if pair is not None:
                 pairs.append(pair)
             bar.update(done)
-    rules: tuple[Callable[[list[Photo], list[Pair]], list[Finding]], ...] = (
+    findings += judge(photos, pairs)
+    return CaptureReport(capture.root, tuple(names), tuple(photos), tuple(pairs), tuple(findings))
+
+
+def judge(photos: list[Photo], pairs: list[Pair]) -> list[Finding]:
+    """Apply every rule to photos that could be read, and to the pairs of them that have something in common."""
+    rules = (
         number_of_photos,
         connections,
         duplicates,
@@ -149,9 +158,7 @@ def check_capture(capture: Capture) -> CaptureReport:
         exposure,
         sizes_and_lenses,
     )
-    for rule in rules:
-        findings += rule(photos, pairs)
-    return CaptureReport(capture.root, tuple(names), tuple(photos), tuple(pairs), tuple(findings))
+    return [finding for rule in rules for finding in rule(photos, pairs)]
 
 
 # ----------------------------------------------------------------------------------------------------------------- files
@@ -257,29 +264,38 @@ def sharpness(photos: list[Photo], pairs: list[Pair]) -> list[Finding]:
 
 def exposure(photos: list[Photo], pairs: list[Pair]) -> list[Finding]:
     """Photos that are brighter, darker or of another tint than the photos that show the same things."""
+    steps = {row: step for row in range(len(photos)) if (step := _step(row, pairs)) is not None}
+    if not steps:
+        return []
+    usual = float(np.median([abs(step.mean()) for step in steps.values()]))
+    first, least, most = EXPOSURE_STOPS
+    limit = float(np.clip(first + 5 * usual, least, most))
     findings = []
-    for row, photo in enumerate(photos):
-        steps = [
-            pair.stops * (1 if pair.b == row else -1)
-            for pair in nearest(row, pairs)
-            if not np.isnan(pair.stops).any()
-        ]
-        if not steps:
-            continue
-        step = np.median(steps, axis=0)
+    for row, step in steps.items():
+        name = photos[row].name
         stops = float(step.mean())
         tint = step - stops
         channel = int(np.abs(tint).argmax())
         if abs(stops) > EXPOSURE_NOTE:
-            level: Level = "warning" if abs(stops) > EXPOSURE_STOPS else "note"
-            text = f"{photo.name} is {abs(stops):.1f} stops {'brighter' if stops > 0 else 'darker'} than the photos beside it. Lock the exposure, or correct it before training."
-            findings.append(Finding("exposure", level, (photo.name,), text))
+            level: Level = "warning" if abs(stops) > limit else "note"
+            text = f"{name} is {abs(stops):.1f} stops {'brighter' if stops > 0 else 'darker'} than the photos beside it. Lock the exposure, or correct it before training."
+            findings.append(Finding("exposure", level, (name,), text))
         if abs(tint[channel]) > COLOUR_NOTE:
             level = "warning" if abs(tint[channel]) > COLOUR_STOPS else "note"
             colour = ("red", "green", "blue")[channel]
-            text = f"{photo.name} has {'more' if tint[channel] > 0 else 'less'} {colour} than the photos beside it. Lock the white balance, or correct it before training."
-            findings.append(Finding("white balance", level, (photo.name,), text))
+            text = f"{name} has {'more' if tint[channel] > 0 else 'less'} {colour} than the photos beside it. Lock the white balance, or correct it before training."
+            findings.append(Finding("white balance", level, (name,), text))
     return findings
+
+
+def _step(row: int, pairs: list[Pair]) -> np.ndarray | None:
+    """By how many stops a photo is brighter than those beside it, per channel; None where nothing tells. [3]"""
+    steps = [
+        pair.stops * (1 if pair.b == row else -1)
+        for pair in nearest(row, pairs)
+        if not np.isnan(pair.stops).any()
+    ]
+    return np.median(steps, axis=0) if steps else None
 
 
 def nearest(row: int, pairs: list[Pair]) -> list[Pair]:
@@ -382,7 +398,7 @@ def parallax(photos: list[Photo], pairs: list[Pair]) -> list[Finding]:
     if narrow:
         text = f"{shorten(narrow)}: the camera hardly moved, so depth will be rough. {advice}"
         findings.append(Finding("parallax", "warning", tuple(narrow), text))
-    if flat and len(flat) == len(judged):
+    if flat and len(flat) + len(standing) == len(judged):
         text = "Everything in these photos lies in one plane, or too far away for how little the camera moved. If there is depth, step further aside between photos."
         findings.append(Finding("flat", "warning", tuple(flat), text))
     return findings
