@@ -2,13 +2,15 @@
 
 Reads   OUT/stage1/renders; OUT/stage0/ guidance, coverage, novel_cameras.json; SCENE kept photos; the fixer's weights
 Writes  OUT/stage2/ fixed/<name>.png, mask/<name>.png (255 where a point supports the pixel), confidence/<name>.png
+        trials.json, trials/<name>_{truth,render,guidance,coverage,fixed,calibrated}.png
 
-A view whose three pictures are complete is not computed again after an interruption. With several processes each takes a share of
+First the fixer is tried on kept photos that a fit has not seen: how much of its change is kept, down to none, and how far a pixel
+is to be trusted, is learned there. A view whose three pictures are complete is not computed again after an interruption. With several processes each takes a share of
 the views; the files are the same.
 
 Example
     python stage2_artifact_fix.py -m out/fern
-    python stage2_artifact_fix.py -m out/fern --fixer analytic --guidance-share 0.3 --overwrite
+    python stage2_artifact_fix.py -m out/fern --fixer analytic --guidance-share 0.3 --trial-views 0 --overwrite
     accelerate launch stage2_artifact_fix.py -m out/fern --fixer difix --stage2-checkpoint model_final.pkl --device cuda
 """
 
@@ -26,15 +28,21 @@ from torch import Tensor
 from tyro.conf import arg
 
 from s2d.cameras import Cameras
+from s2d.checks import check_range
 from s2d.config import no_effect, run_script
+from s2d.fixer.adaptation import AdaptSettings
 from s2d.fixer.analytic import MixMode
+from s2d.fixer.calibration import CalibratedFixer
 from s2d.fixer.choice import DEFAULTS, FixerChoice, FixerName, choose_fixer
 from s2d.fixer.diffusion import Precision
 from s2d.fixer.interface import Fixer, FixResult
+from s2d.fixer.judge import Verdict, judge, publish
 from s2d.fixer.processes import Processes, join_processes
 from s2d.images import image_writer, list_images, read_image
 from s2d.log import logger, progress
 from s2d.model_folder import copy_results, kept_views, render_name
+from s2d.pairs.trials import MIN_KEPT, TrialSettings
+from s2d.scene import Scene
 from s2d.split import Split
 from s2d.stage_io import open_stage, require_stage
 
@@ -76,6 +84,14 @@ class Config:
     match_gain: bool = no_effect(False)
     """analytic: match the guidance's brightness to the render's before mixing."""
 
+    # Where trials can be made, these three are hashed as an input.
+    trial_views: int = no_effect(3)
+    """Try the fixer on so many kept photos, each left out of a fit: what helps there is kept, the rest is not. 0: use the fixer as it is."""
+    trial_steps: int = no_effect(600)
+    """Optimisation steps of each trial's fit."""
+    adapt_steps: int = no_effect(0)
+    """compact: train the network for so many steps on the trials, if that helps on those it is not trained on. 0: leave it as it is."""
+
     stage1_meta_dir: Path | None = no_effect(None)
     """Folder of stage 1's index files; default OUT/stage1."""
     input_image_dir: Path | None = no_effect(None)
@@ -89,7 +105,7 @@ class Config:
     fixed_mask_dir: Path | None = no_effect(None)
     """Also copy the masks here."""
     seed: int = no_effect(0)
-    """No fixer draws anything at random; accepted because every stage is given one."""
+    """Seed of the trials' fits and of the adaptation; no fixer draws anything at random."""
     device: str = no_effect("cpu")
     """Where the network runs: cpu, cuda, cuda:1 ... The analytic fixer takes milliseconds and always runs on the CPU."""
     overwrite: bool = no_effect(False)
@@ -110,7 +126,7 @@ class ViewFiles:
 class Plan:
     """What all processes do together."""
 
-    choice: FixerChoice
+    verdict: Verdict
     views: dict[str, ViewFiles]  # those still to be fixed, by name
     num_done: int
     folder: Path  # gets one folder of pictures per kind of result
@@ -136,7 +152,19 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes) -> None:
         cfg.fixer, {flag: getattr(cfg, flag) for known in DEFAULTS.values() for flag in known}
     )
     views = collect_views(cfg, model_dir, choice.num_references)
+    found = trial_scene(cfg, model_dir) if views else None
+    check_adaptation(cfg, choice, found)
     inputs = choice.inputs()
+    if found is not None:
+        kept, _ = found
+        inputs["kept photos"] = list(kept.image_paths)
+        inputs["trials"] = {
+            "views": cfg.trial_views,
+            "steps": cfg.trial_steps,
+            "adapt_steps": cfg.adapt_steps,
+            "seed": cfg.seed,
+            "cameras": hashlib.sha256(kept.cameras.to_json().encode()).hexdigest(),
+        }
     for part in ("rendered", "guidance", "coverage"):
         files = [getattr(view, part) for view in views.values()]
         inputs[part] = [path for path in files if path is not None]
@@ -146,15 +174,25 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes) -> None:
     with open_stage(model_dir, "stage2", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
             logger.info("fixer: %s (%s)", choice.name, choice.reason)
+            verdict = Verdict(choice)
+            if found is not None:
+                with stage.timer("trials"):
+                    settings = TrialSettings(cfg.trial_views, cfg.trial_steps, cfg.seed)
+                    adapting = AdaptSettings(cfg.adapt_steps, cfg.seed) if cfg.adapt_steps else None
+                    verdict = judge(choice, *found, settings, adapting, stage.scratch, cfg.device)
             with stage.timer("fix"):
                 todo = unfinished_views(views, stage.scratch)
-                plan = Plan(choice, todo, len(views) - len(todo), stage.scratch)
+                plan = Plan(verdict, todo, len(views) - len(todo), stage.scratch)
                 fix_views(cfg, processes.share_plan(plan), processes)
             for part in RESULTS:
                 for leftover in (stage.scratch / part).rglob(".*.tmp"):  # of a run that was killed
                     leftover.unlink()
                 os.replace(stage.scratch / part, stage.dir / part)
+            publish(verdict, stage.scratch, stage.dir)
             stage.info |= {"num_views": len(views), "fixer": choice.name}
+            if verdict.summary is not None:
+                stage.info["decision"] = verdict.summary["decision"]
+                stage.info["calibrated"] = verdict.calibration is not None
     copy_results(stage.dir / "fixed", cfg.fixed_dir)
     copy_results(stage.dir / "mask", cfg.fixed_mask_dir)
 
@@ -174,7 +212,7 @@ def fix_views(cfg: Config, plan: Plan, processes: Processes) -> None:
     """Fix this process's share of the views and wait for the others."""
     share = processes.share_of(list(plan.views.items()))
     total = plan.num_done + len(plan.views)
-    fixer = plan.choice.load(cfg.device, processes.local_rank) if share else None
+    fixer = usable_fixer(cfg, plan.verdict, processes) if share else None
     # A view at a time: on a CPU two or four together take as long, at twice or four times the memory.
     with image_writer() as write, progress(total, "stage 2", start=plan.num_done) as bar:
         for done, (name, view) in enumerate(share, start=1):
@@ -183,6 +221,15 @@ def fix_views(cfg: Config, plan: Plan, processes: Processes) -> None:
                 write(plan.folder / part / name, getattr(result, part))
             bar.update(min(total, plan.num_done + done * processes.count))  # the others keep pace
     processes.wait()
+
+
+def usable_fixer(cfg: Config, verdict: Verdict, processes: Processes) -> Fixer:
+    """The fixer, as far as it has shown that it helps; one that does not is not even loaded."""
+    calibration = verdict.calibration
+    if calibration is not None and not calibration.is_used:
+        return CalibratedFixer(None, calibration)
+    fixer = verdict.choice.load(cfg.device, processes.local_rank)
+    return fixer if calibration is None else CalibratedFixer(fixer, calibration)
 
 
 def fix_view(fixer: Fixer, view: ViewFiles) -> FixResult:
@@ -241,6 +288,43 @@ def collect_views(cfg: Config, model_dir: Path, num_references: int) -> dict[str
         )
         for name in names
     }
+
+
+def trial_scene(cfg: Config, model_dir: Path) -> tuple[Scene, Path] | None:
+    """The kept views and the scene that they are of, or None where there can be no trials."""
+    check_range("trial_views", cfg.trial_views, 0)
+    check_range("trial_steps", cfg.trial_steps, 1)
+    if cfg.trial_views == 0:
+        return None
+    stage0_dir = model_dir / "stage0"
+    if not (stage0_dir / "novel_cameras.json").is_file():
+        logger.info("no trials: without stage 0 the cameras of the kept photos are not known")
+        return None
+    stage0 = require_stage(model_dir, "stage0")
+    if stage0.config["provider"] != "mvs":
+        logger.info("no trials: the points of stage 0 were not made from the kept photos")
+        return None
+    source = cfg.source or Path(stage0.config["source"])
+    kept = kept_views(source, stage0_dir, Split.load(stage0_dir / "split.json"))
+    if len(kept) < MIN_KEPT:
+        logger.info("no trials: %d kept photos, and leaving one out takes %d", len(kept), MIN_KEPT)
+        return None
+    prepared = stage0_dir / "scene"
+    return kept, prepared if prepared.is_dir() else source
+
+
+def check_adaptation(cfg: Config, choice: FixerChoice, found: tuple[Scene, Path] | None) -> None:
+    """Refuse --adapt-steps where it would do nothing."""
+    check_range("adapt_steps", cfg.adapt_steps, 0)
+    if cfg.adapt_steps and choice.name != "compact":
+        raise ValueError(
+            f"--adapt-steps: the {choice.name} fixer cannot be adapted to a scene. Leave it out, or pass --fixer compact."
+        )
+    if cfg.adapt_steps and found is None:
+        raise ValueError(
+            "--adapt-steps learns from trials, and there are none here. Leave it out; trials take --trial-views 1 or more, "
+            "stage 0's stereo, and three kept photos."
+        )
 
 
 def nearest_references(

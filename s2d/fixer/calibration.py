@@ -71,7 +71,7 @@ class Calibration:
     shares: tuple[float, ...]
     """By class, region-major: agree, differ, contradict, unseen × bins. [16]"""
     errors: tuple[float, ...]
-    """Expected root mean square error of the result, by class. [16]"""
+    """Expected root mean square error of the result, by class; at "off" the bins of a region have one. [16]"""
     num_trials: int
     psnr_rendered: float
     """Mean over the trials, dB."""
@@ -141,7 +141,8 @@ class Calibration:
 class CalibratedFixer:
     """A fixer of which the learned share is kept; fulfils `interface.Fixer`."""
 
-    fixer: Fixer
+    fixer: Fixer | None
+    """Not needed where the calibration says that it is off."""
     calibration: Calibration
 
     def fix(
@@ -152,7 +153,11 @@ class CalibratedFixer:
         reference: Tensor | Sequence[Tensor],  # [H', W', 3] each
     ) -> FixResult:
         """Repair a view as far as the fixer has shown that it can. See `Fixer.fix`."""
-        result = self.fixer.fix(rendered, guidance, coverage_mask, as_photos(reference))
+        if self.calibration.is_used:
+            result = self.fixer.fix(rendered, guidance, coverage_mask, as_photos(reference))
+        else:
+            as_it_is = (coverage_mask > 0.5).float()
+            result = FixResult(rendered, as_it_is, as_it_is)
         fixed, confidence = self.calibration.apply(rendered, result.fixed, guidance, coverage_mask)
         return replace(result, fixed=fixed, confidence=confidence)
 
@@ -352,4 +357,6 @@ def _expected_errors(sums: Tensor, shares: Tensor) -> Tensor:
     by_region = [values.view(len(REGIONS), NUM_BINS).sum(1) for values in (errors, counts)]
     region = (by_region[0] + some * overall) / (by_region[1] + some)
     prior = region.repeat_interleave(NUM_BINS)
+    if not shares.any():  # the fixer is off, and then it is not asked how much it would change
+        return prior.sqrt()
     return ((errors + some * prior) / (counts + some)).sqrt()
