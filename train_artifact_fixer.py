@@ -36,7 +36,7 @@ from s2d.fixer.training.evaluation import (
     write_sheet,
 )
 from s2d.fixer.training.losses import FixerLoss, LossWeights
-from s2d.fixer.training.pairs import load_pairs
+from s2d.fixer.training.pairs import load_splits
 from s2d.fixer.training.run_folder import RunFolder, open_run_folder, training_key
 from s2d.fixer.training.samples import ImagePrep, PairSamples, Sharing, load_batches
 from s2d.fixer.training.scalars import ScalarWriter
@@ -57,6 +57,8 @@ class Config:
     """Folder with train_A, train_B, train_P and test_A, test_B, test_P."""
     output_dir: Path = no_effect()
     """Where everything goes; the same command again goes on from the last checkpoint."""
+    test_scenes: tuple[str, ...] = ()
+    """Judge by the pairs of these scenes (the first part of a pair's name) and train on all others, whichever split they lie in."""
     base_model_path: str | None = None
     """Diffusion base to put LoRA adapters on (a folder, or nvidia/difix_ref if downloaded). Without it the compact model is trained."""
     init_weights: Path | None = no_effect(None)
@@ -75,6 +77,10 @@ class Config:
     """The same for evaluation; none: whole images."""
     flip: bool = True
     """Mirror every other sample left to right."""
+    min_scale: float = 1.0
+    """crop_N: cut larger windows too, up to N / this, and shrink them to N×N: more context, other sizes of artifacts. 1: never."""
+    colour_jitter: float = 0.0
+    """Change brightness, tint and gamma of a sample by up to this factor off 1, all its images alike. 0: never."""
     reference_window: int = 10
     """The reference of frame i is one of the frames i - N to i + N (where the data set does not list references)."""
     train_batch_size: int = no_effect(4)
@@ -99,6 +105,8 @@ class Config:
     """Evaluate and save a running average of the weights, 0.999 for a memory of 1000 steps. 0: the weights themselves."""
     lambda_l2: float = 6.0
     """Weight of the mean squared error, colours in [-1, 1]."""
+    lambda_psnr: float = 0.0
+    """Weight of -PSNR / 10 of each sample: a decibel counts the same in views that are nearly right and in hopeless ones."""
     lambda_lpips: float = 1.0
     """Weight of LPIPS."""
     lambda_ssim: float = 4.0
@@ -149,9 +157,10 @@ def main(cfg: Config) -> Path:
     """Train; returns the file with the final weights."""
     check_config(cfg)
     accelerator = make_accelerator(cfg)
-    train_pairs = load_pairs(cfg.dataset_folder, "train", cfg.reference_window)
     evaluates = cfg.eval_freq > 0 or cfg.viz_freq > 0
-    test_pairs = load_pairs(cfg.dataset_folder, "test", cfg.reference_window) if evaluates else ()
+    train_pairs, test_pairs = load_splits(
+        cfg.dataset_folder, cfg.reference_window, cfg.test_scenes, evaluates
+    )
     logger.info("%d training pairs, %d test pairs", len(train_pairs), len(test_pairs))
 
     torch.manual_seed(cfg.seed)
@@ -169,6 +178,8 @@ def main(cfg: Config) -> Path:
         ImagePrep.parse(cfg.train_image_prep, multiple),
         cfg.seed,
         cfg.flip,
+        cfg.min_scale,
+        cfg.colour_jitter,
         cfg.cache_mb * 2**20,
     )
     test_samples = PairSamples(test_pairs, ImagePrep.parse(cfg.test_image_prep, multiple))
@@ -177,6 +188,7 @@ def main(cfg: Config) -> Path:
     loss = FixerLoss(
         LossWeights(
             cfg.lambda_l2,
+            cfg.lambda_psnr,
             cfg.lambda_lpips,
             cfg.lambda_ssim,
             cfg.lambda_gram,
@@ -356,7 +368,16 @@ def check_config(cfg: Config) -> None:
     check_range("learning_rate", cfg.learning_rate, above=0)
     check_range("max_grad_norm", cfg.max_grad_norm, above=0)
     check_range("ema_decay", cfg.ema_decay, 0, below=1)
-    weights = (cfg.lambda_l2, cfg.lambda_lpips, cfg.lambda_ssim, cfg.lambda_gram, cfg.lambda_dino)
+    check_range("min_scale", cfg.min_scale, 0.1, 1.0)
+    check_range("colour_jitter", cfg.colour_jitter, 0.0, below=1.0)
+    weights = (
+        cfg.lambda_l2,
+        cfg.lambda_psnr,
+        cfg.lambda_lpips,
+        cfg.lambda_ssim,
+        cfg.lambda_gram,
+        cfg.lambda_dino,
+    )
     check_range("lambda_...", torch.tensor(weights), 0)
     if not any(weights):
         raise ValueError("Nothing to minimise: all weights --lambda-... are 0. Give one of them.")

@@ -24,6 +24,11 @@ TINY = replace(
         "down_block_types": ("DownEncoderBlock2D",) * 3,
         "up_block_types": ("UpDecoderBlock2D",) * 3,
     },
+    difference=False,
+    mixing=MixingConfig(),
+)
+SEES_DIFFERENCE = replace(
+    TINY, vae={**TINY.vae, "in_channels": 7, "out_channels": 4}, difference=True
 )
 
 
@@ -143,7 +148,7 @@ def test_one_step_is_the_closed_form_on_any_number_of_views(generator):
     vae.load_state_dict(model.vae.state_dict())
     for views in (1, 2, 3):
         images = torch.rand(views, 3, 32, 48, generator=generator) * 2 - 1
-        references = model.encode(images[1:]).latents[None] if views > 1 else None
+        references = model.encode_photos(images[1:])[None] if views > 1 else None
         expected = stock_output(unet, vae, model.prompt, images)
         got = model.repair(images[:1], references)
         assert torch.allclose(got, expected, atol=2e-5), (got - expected).abs().max()  # 3e-6
@@ -168,6 +173,38 @@ def test_a_model_that_paints_corrections_starts_as_the_mix(generator):
     assert torch.allclose(output, expected, atol=1e-6)
     output.square().sum().backward()
     assert model.vae.decoder.conv_out.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_a_share_of_the_difference_is_painted_where_points_project(generator):
+    """With a decoder that paints the constants r and d the output is the mix + r + d·c·(P - A)."""
+    model = build_model(SEES_DIFFERENCE).eval()
+    rendered, guidance = torch.rand(2, 2, 3, 16, 24, generator=generator) * 2 - 1
+    mask = (torch.rand(2, 1, 16, 24, generator=generator) > 0.5).float()
+    model.vae.decoder.conv_out.bias.copy_(torch.tensor([0.1, 0.2, -0.3, 0.25]))
+    share = (0.5 + 0.25) * mask  # of the fixed mix, and painted
+    painted = torch.tensor([0.1, 0.2, -0.3])[:, None, None]
+    expected = rendered * (1 - share) + guidance * share + painted
+    assert torch.allclose(model(rendered, guidance, mask), expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_what_does_not_project_is_not_seen(generator):
+    """Guidance under an empty coverage mask may hold anything; coverage itself is seen even where guidance equals the render."""
+    model = randomise(build_model(SEES_DIFFERENCE), 0)
+    rendered, guidance, photo = torch.rand(3, 1, 3, 16, 24, generator=generator) * 2 - 1
+    empty, full = torch.zeros(1, 1, 16, 24), torch.ones(1, 1, 16, 24)
+    first = model(rendered, guidance, empty, photo[:, None])
+    assert torch.equal(model(rendered, -guidance, empty, photo[:, None]), first)
+    assert not torch.allclose(model(rendered, rendered, full, photo[:, None]), first, atol=1e-3)
+    assert not torch.equal(model(rendered, guidance, empty, -photo[:, None]), first)
+
+
+def test_a_description_whose_channels_do_not_fit_is_refused():
+    with pytest.raises(ValueError, match="7 channels in and 4 out with difference=True, got 3 and"):
+        replace(TINY, difference=True)
+    with pytest.raises(ValueError, match="difference needs residual"):
+        replace(SEES_DIFFERENCE, residual=False)
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ class DiffusionFixer:
             self._on_device(pad_to_multiple(image, self.model.multiple))
             for image in (*images, mask, *photos)
         )
-        mixed = self.model.mixing(render, points, mask)
+        seen = self.model.show(render, points, mask)
         multiple = self.model.multiple
         tile = -(-self.tile_size // multiple) * multiple
 
@@ -117,12 +117,12 @@ class DiffusionFixer:
                 self._reference_latents((key, *place), photo[crop])
                 for key, photo in zip(keys, photos, strict=True)
             ]
-            return self.model.repair(mixed[crop], torch.stack(latents, dim=1)).float()
+            return self.model.repair(seen[crop], torch.stack(latents, dim=1)).float()
 
         fixed = run_tiled(repair, *render.shape[-2:], tile, tile // OVERLAP_SHARE)
         shown, fixed = (
             image[..., : inner[0], : inner[1]].cpu().float().clamp(-1, 1)
-            for image in (mixed, fixed)
+            for image in (seen[:, :3], fixed)
         )
         return tuple(from_network(resize(image, height, width)) for image in (shown, fixed))
 
@@ -151,7 +151,7 @@ class DiffusionFixer:
         """Encode (part of) a reference photo, or remember what it gave. [1, c, h, w]"""
         latents = self._references.pop(place, None)
         if latents is None:
-            latents = self.model.encode(photo).latents
+            latents = self.model.encode_photos(photo)
         self._references[place] = latents  # at the end: the least recently used goes first
         while sum(entry.nbytes for entry in self._references.values()) > CACHE_BYTES:
             self._references.popitem(last=False)

@@ -81,9 +81,24 @@ class FixerConfig:
     """Constant that untrained skip convolutions hold; None draws them at random, for training from scratch."""
     residual: bool = False
     """The decoder paints a correction to the mixed image instead of the image; it starts at zero."""
+    difference: bool = False
+    """The encoder also sees how far the guidance differs from the render, and where there is any (7 channels instead of 3); the
+    decoder also paints how much of that difference to add (4 channels instead of 3). Needs `residual`."""
     prompt: str | None = "remove degradation"
     """Text condition; None is a zero embedding, which needs no text encoder."""
     mixing: MixingConfig = field(default_factory=MixingConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what does not fit together: these values also come from files."""
+        if self.difference and not self.residual:
+            raise ValueError("FixerConfig: difference needs residual.")
+        wanted = (7, 4) if self.difference else (3, 3)
+        found = tuple(self.vae.get(name, 3) for name in ("in_channels", "out_channels"))
+        if found != wanted:
+            raise ValueError(
+                f"FixerConfig: the VAE must have {wanted[0]} channels in and {wanted[1]} out with difference={self.difference}, got "
+                f"{found[0]} and {found[1]}."
+            )
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads."""
@@ -144,6 +159,8 @@ COMPACT = FixerConfig(
         "use_linear_projection": True,
     },
     vae={
+        "in_channels": 7,
+        "out_channels": 4,
         "block_out_channels": (24, 48, 64, 96),
         "layers_per_block": 1,
         "latent_channels": 16,
@@ -156,5 +173,7 @@ COMPACT = FixerConfig(
     scheduler=SD_SCHEDULER,
     skip_init=None,
     residual=True,
+    difference=True,
     prompt=None,
+    mixing=MixingConfig(guidance_share=0.3),
 )

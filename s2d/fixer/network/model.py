@@ -62,12 +62,34 @@ class FixerModel(nn.Module):
         stride = self.config.mixing.stride if self.config.mixing.kind == "learned" else 1
         return math.lcm(2**halvings, stride)
 
+    def show(
+        self,
+        rendered: Tensor,  # [B, 3, H, W] in [-1, 1]
+        guidance: Tensor,  # [B, 3, H, W] in [-1, 1]
+        coverage_mask: Tensor,  # [B, 1, H, W] 0 or 1
+    ) -> Tensor:
+        """Make what the network sees of a view: the mix M, and with `config.difference` also c·(P - A) and the coverage c. [B, 3 or 7, H, W]"""
+        mixed = self.mixing(rendered, guidance, coverage_mask)
+        if not self.config.difference:
+            return mixed
+        return torch.cat([mixed, coverage_mask * (guidance - rendered), coverage_mask], dim=1)
+
+    def encode_photos(
+        self,
+        photos: Tensor,  # [B, 3, H, W] in [-1, 1]
+    ) -> Tensor:
+        """Encode reference photos, which nothing differs from. Latents [B, c, h, w]: small, and all that is needed of them"""
+        if self.config.difference:
+            shape = (photos.shape[0], 1, *photos.shape[-2:])
+            photos = torch.cat([photos, torch.zeros_like(photos), photos.new_ones(shape)], dim=1)
+        return self.encode(photos).latents
+
     def encode(
         self,
-        images: Tensor,  # [B, 3, H, W] in [-1, 1]
+        shown: Tensor,  # [B, 3 or 7, H, W], from `show`
     ) -> Encoding:
-        """Encode images. Of references only the latents are needed: keep those, they are small."""
-        return Encoding(*self.vae.encode_with_skips(images))
+        """Encode what the network sees."""
+        return Encoding(*self.vae.encode_with_skips(shown))
 
     def denoise(
         self,
@@ -79,19 +101,22 @@ class FixerModel(nn.Module):
 
     def repair(
         self,
-        mixed: Tensor,  # [B, 3, H, W] in [-1, 1]
+        shown: Tensor,  # [B, 3 or 7, H, W], from `show`
         references: Tensor | None = None,  # [B, R, c, h, w]
     ) -> Tensor:
-        """Repair a mixed image with the latents of any number R of reference photos. [B, 3, H, W]
+        """Repair a view with the latents of any number R of reference photos. [B, 3, H, W]
 
         Not clamped: training wants the gradient of values that overshoot.
         """
-        latents, skips = self.encode(mixed)
+        latents, skips = self.encode(shown)
         views = latents[:, None]
         if references is not None:
             views = torch.cat([views, references], dim=1)
         painted = self.vae.decode_with_skips(self.denoise(views), skips)
-        return mixed + painted if self.config.residual else painted
+        if not self.config.residual:
+            return painted
+        fixed = shown[:, :3] + painted[:, :3]
+        return fixed + painted[:, 3:] * shown[:, 3:6] if self.config.difference else fixed
 
     def forward(
         self,
@@ -110,9 +135,9 @@ class FixerModel(nn.Module):
         """
         latents = None
         if references is not None:
-            latents = self.encode(references.flatten(0, 1)).latents
+            latents = self.encode_photos(references.flatten(0, 1))
             latents = latents.unflatten(0, references.shape[:2])
-        return self.repair(self.mixing(rendered, guidance, coverage_mask), latents)
+        return self.repair(self.show(rendered, guidance, coverage_mask), latents)
 
 
 def build_model(config: FixerConfig, prompt: Tensor | None = None) -> FixerModel:

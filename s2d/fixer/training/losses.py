@@ -18,12 +18,16 @@ from s2d.fixer.training.perceptual import (
 from s2d.losses import photometric_loss
 from s2d.metrics import SSIM_C1, SSIM_C2, SSIM_SIGMA, SSIM_WINDOW, LpipsUnavailable, load_lpips
 
+# Of PSNR's logarithm: 50 dB. Nothing is gained by being closer to a photo than its own noise.
+MIN_ERROR = 1e-5
+
 
 @dataclass(frozen=True)
 class LossWeights:
     """Factor of each term; 0 leaves it out. The defaults are those of S2D's released training command."""
 
     l2: float = 6.0
+    psnr: float = 0.0
     lpips: float = 1.0
     ssim: float = 4.0
     gram: float = 0.0
@@ -86,6 +90,8 @@ class FixerLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         if weights.l2 > 0:
             terms["l2"] = F.mse_loss(fixed, target)
+        if weights.psnr > 0:
+            terms["psnr"] = log_error(fixed, target)
         if weights.ssim > 0:
             terms["ssim"] = structural_loss((fixed + 1) / 2, (target + 1) / 2)
         with_gram = weights.gram > 0 and step >= weights.gram_start_step
@@ -108,6 +114,18 @@ class FixerLoss(nn.Module):
         return torch.autocast(
             images.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
         )
+
+
+def log_error(
+    images: Tensor,  # [B, C, H, W] in [-1, 1]
+    target: Tensor,  # [B, C, H, W] in [-1, 1]
+) -> Tensor:
+    """Mean over the samples of -PSNR / 10, the decimal logarithm of the mean squared error of colours in [0, 1]. Scalar
+
+    The squared error itself listens to hopeless views alone; here a decibel counts the same in every view.
+    """
+    errors = ((images - target) / 2).square().flatten(1).mean(1)
+    return torch.log10(errors + MIN_ERROR).mean()
 
 
 def structural_loss(

@@ -4,6 +4,7 @@ A data set is a folder with `{train,test}_{A,B,P}`, described in docs/data_forma
 artifacts), B (clean) and P (point guidance), and in M (coverage of P) where that is there. P may be missing as a whole.
 """
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ PARTS = {
     "M": "coverage",
 }
 REQUIRED = "AB"
+SCENE = re.compile(r"(.+?)(?:_[a-z]+-[a-z0-9-]+)?_\d+\.\w+$")
 CHECK_THREADS = 8  # reading waits for the disk, and checksums are computed outside of Python's lock
 
 Size = tuple[int, int]  # width, height
@@ -39,6 +41,12 @@ class Pair:
     references: tuple[Path, ...]
     """Photos that may be drawn as reference, nearest first; none where the data set has none for it."""
     size: Size
+
+    @property
+    def scene(self) -> str:
+        """What stands before the kind and the frame: garden of garden_sparse-k3-s0_0012.png, or of garden_0012.png."""
+        match = SCENE.match(self.name)
+        return match[1] if match else Path(self.name).stem
 
 
 def load_pairs(folder: Path, split: str, window: int) -> tuple[Pair, ...]:
@@ -93,6 +101,41 @@ def load_pairs(folder: Path, split: str, window: int) -> tuple[Pair, ...]:
 
     with ThreadPoolExecutor(CHECK_THREADS) as threads:
         return tuple(threads.map(check, names["A"]))
+
+
+def load_splits(
+    folder: Path, window: int, test_scenes: tuple[str, ...], with_test: bool
+) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """List and check what is trained on and what is judged by.
+
+    Args:
+        folder: The data set.
+        window: See `load_pairs`.
+        test_scenes: Pairs of these scenes are judged by and all others trained on, whichever folder they lie in. None: the folders say.
+        with_test: Whether anything is judged at all.
+
+    Raises:
+        FileNotFoundError, ValueError: See `load_pairs`; or a scene is not in the data set, or none is left to train on.
+    """
+    train = load_pairs(folder, "train", window)
+    if not test_scenes:
+        return train, load_pairs(folder, "test", window) if with_test else ()
+    pairs = train
+    if (folder / "test_A").is_dir() and list_images(folder / "test_A"):
+        pairs += load_pairs(folder, "test", window)
+    scenes = {pair.scene for pair in pairs}
+    if unknown := sorted(set(test_scenes) - scenes):
+        raise ValueError(
+            f"--test-scenes {unknown[0]}: {folder} has no pair of that scene. It has {', '.join(sorted(scenes))}."
+        )
+    if scenes <= set(test_scenes):
+        raise ValueError(
+            f"--test-scenes names all scenes of {folder}: none is left to train on. Leave at least one out."
+        )
+    return (
+        tuple(pair for pair in pairs if pair.scene not in test_scenes),
+        tuple(pair for pair in pairs if pair.scene in test_scenes),
+    )
 
 
 def _require_same_names(

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from s2d.fixer.diffusion import fit_photo, resize
+from s2d.fixer.training.augment import recolour, recolouring, shrink, window_size
 from s2d.fixer.training.pairs import Pair
 from s2d.images import read_image
 
@@ -79,6 +80,10 @@ class PairSamples:
     prep: ImagePrep
     seed: int = 0
     flip: bool = True
+    min_scale: float = 1.0
+    """Cut windows up to 1 / min_scale times as large out and shrink them; 1 keeps every pixel as it is."""
+    colour_jitter: float = 0.0
+    """Change brightness, tint and gamma of a sample's images, all alike, by up to this factor off 1."""
     cache_bytes: int = 0
     """Keep decoded images up to this size, 8 bits a value: decoding takes longer than cutting a window."""
     _order: tuple[int, np.ndarray] = field(default=(-1, np.empty(0, int)), repr=False)
@@ -105,12 +110,22 @@ class PairSamples:
         if self.prep.kind == "crop":
             size = self.prep.size
             height, width = images["rendered"].shape[-2:]
-            top, left = int(row * (height - size + 1)), int(column * (width - size + 1))
+            window = window_size(size, self.min_scale, min(height, width), generator)
+            top, left = int(row * (height - window + 1)), int(column * (width - window + 1))
             images = {
-                key: image[:, top : top + size, left : left + size] for key, image in images.items()
+                key: shrink(
+                    image[:, top : top + window, left : left + window], size, key == "coverage_mask"
+                )
+                for key, image in images.items()
             }
         if self.flip and mirror < 0.5:
             images = {key: image.flip(-1) for key, image in images.items()}
+        if self.colour_jitter > 0:
+            table = recolouring(self.colour_jitter, generator)
+            images = {
+                key: image if key == "coverage_mask" else recolour(image, table)
+                for key, image in images.items()
+            }
         return {**_floats(images), "position": torch.tensor(position)}
 
     def fixed_sample(self, position: int) -> Sample:
