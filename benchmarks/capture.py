@@ -27,9 +27,10 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.tables import Printer
-from s2d.capture.findings import MAX_FEATURES, Finding, judge
 from s2d.capture.pairs import Pair, compare
 from s2d.capture.photos import Photo, find_photos, read_photo
+from s2d.capture.report import MAX_FEATURES
+from s2d.capture.rules import Finding, judge
 from s2d.config import run_script
 from s2d.log import logger, progress
 

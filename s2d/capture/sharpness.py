@@ -23,7 +23,8 @@ def edge_blur(
 ) -> float:
     """Measure the σ of a photo's blur in pixels, of the direction that has most; 0 where the photo has no edges to tell by.
 
-    What is sharp to the pixel gives about 0; below 0.5 pixels blur is hidden by the measurement's own.
+    The gradient filter's own variance of 0.4 pixels² is not taken off. What a photo shows as lines rather than edges looks sharper
+    than it is, so a photo that is sharp to the pixel gives about 0.
     """
     narrow_x, narrow_y = _gradient(grey, NARROW)
     narrow, wide = np.hypot(narrow_x, narrow_y), np.hypot(*_gradient(grey, WIDE))

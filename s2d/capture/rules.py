@@ -1,47 +1,41 @@
-"""From numbers to verdicts: what is wrong with which photo, and what to do about it.
+"""The rules of the capture check: from numbers to what is wrong with which photo, and what to do about it.
 
-Every threshold leaves ten good captures without a warning; the numbers beside them, and what damage they find: docs/capture.md.
+Every threshold leaves ten good captures without a warning; how near they come, and what damage is found: docs/capture.md.
 A *note* is something to know, a *warning* makes the result worse, a *problem* leaves photos out of it.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from s2d.capture.pairs import Pair, compare
-from s2d.capture.photos import Capture, Photo, read_photo
-from s2d.log import progress
+from s2d.capture.pairs import Pair
+from s2d.capture.photos import Capture, Photo
 
 Level = Literal["note", "warning", "problem"]
 
-MAX_PHOTOS = 200  # every two are compared
-MAX_FEATURES, MIN_FEATURES = 2000, 500
-PAIRS_WITH_ALL_FEATURES = 1000  # more photos are compared by fewer features each
+LEVELS: tuple[Level, ...] = ("problem", "warning", "note")
 
 FEW_PHOTOS, MANY_PHOTOS = 3, 30
 SMALL_SIDE = 480  # pixels
-MIN_BLUR = 0.65  # σ in working pixels: the good scenes have at most 0.49, and a Gaussian of 1.5 pixels gives 0.71 or more
+# σ in working pixels: the good scenes have at most 0.49, and a Gaussian of 1.5 pixels gives 0.71 or more.
+MIN_BLUR = 0.65
 MORE_BLUR = 0.4  # than the set's median, or else the whole set is soft
 # Steps of light to the photos that share most with a photo. Five times the set's usual step are allowed beside the first number,
 # between the other two: sceaux changes by 0.75 from photo to photo, fern by 0.05.
 EXPOSURE_STOPS = (0.3, 0.5, 0.9)
 EXPOSURE_NOTE = 0.4
-COLOUR_STOPS, COLOUR_NOTE = (
-    0.45,
-    0.3,
-)  # of one channel to the mean of all; at most 0.34 in the good scenes
+# Stops of one channel to the mean of all: at most 0.34 in the good scenes.
+COLOUR_STOPS, COLOUR_NOTE = 0.45, 0.3
 NUM_NEIGHBOURS = 4
 WEAK_MATCHES = 20  # the good scenes hold together by 27 or more
-TURNED_SHARE = (
-    0.85  # of matches that a turn explains; every photo of the good scenes has a pair below 0.36
-)
-FLAT_SHARE = 0.95  # of matches in one plane; every photo of the good scenes has a pair below 0.81
+# Shares of matches that a turn, or one plane, explains: every photo of the good scenes has a pair below 0.36, or 0.81.
+TURNED_SHARE, FLAT_SHARE = 0.85, 0.95
 MIN_ANGLE = 0.7  # degrees; every photo of the good scenes has a pair above 2.0
-SAME_SHIFT = 0.001  # of the longer side; a copy of half the size gives 0.0004, the good scenes' most alike frames 0.0022
+# Of the longer side: a copy of half the size gives 0.0004, the good scenes' most alike frames are 0.0022 apart.
+SAME_SHIFT = 0.001
 SAME_SHARE = 0.3  # of the features that match
 FEW_FEATURES = 60
 OTHER_LENS = 1.1  # ratio of focal lengths
@@ -55,96 +49,6 @@ class Finding:
     level: Level
     photos: tuple[str, ...]  # whom it concerns; empty: the whole set
     text: str
-
-
-@dataclass(frozen=True)
-class CaptureReport:
-    """All that the check found out."""
-
-    root: Path
-    names: tuple[str, ...]
-    photos: tuple[Photo, ...]  # those that could be read
-    pairs: tuple[Pair, ...]  # those that have something in common; rows of `photos`
-    findings: tuple[Finding, ...]
-
-    @property
-    def good(self) -> bool:
-        return not any(finding.level != "note" for finding in self.findings)
-
-    def of(self, name: str) -> list[Finding]:
-        """What concerns one photo, the worst first."""
-        order = ("problem", "warning", "note")
-        found = [finding for finding in self.findings if name in finding.photos]
-        return sorted(found, key=lambda finding: order.index(finding.level))
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything as plain values; pairs and photos by name."""
-        names = [photo.name for photo in self.photos]
-        return {
-            "folder": str(self.root),
-            "good": self.good,
-            "findings": [asdict(finding) for finding in self.findings],
-            "photos": [
-                {
-                    "name": photo.name,
-                    "size": list(photo.size),
-                    "camera": photo.camera or None,
-                    "focal_35mm": photo.focal_35mm or None,
-                    "blur": round(photo.blur, 3),
-                    "features": len(photo.xys),
-                }
-                for photo in self.photos
-            ],
-            "pairs": [
-                {
-                    "photos": [names[pair.a], names[pair.b]],
-                    "matches": pair.num_matches,
-                    "shift": round(pair.shift, 5),
-                    "angle": round(pair.angle, 3),
-                    "rotation_share": round(pair.rotation_share, 3),
-                    "plane_share": round(pair.plane_share, 3),
-                    "stops": None
-                    if np.isnan(pair.stops).any()
-                    else [round(float(v), 3) for v in pair.stops],
-                }
-                for pair in self.pairs
-            ],
-        }
-
-
-def check_capture(capture: Capture) -> CaptureReport:
-    """Read every photo, compare every two, and judge.
-
-    Raises:
-        ValueError: More photos than can be compared.
-    """
-    names = capture.names
-    if len(names) > MAX_PHOTOS:
-        raise ValueError(
-            f"{capture.root} has {len(names)} photos; up to {MAX_PHOTOS} can be checked, and S2D is made for {FEW_PHOTOS} to {MANY_PHOTOS}. "
-            "Copy the ones to use into a folder of their own."
-        )
-    num_pairs = max(1, len(names) * (len(names) - 1) // 2)
-    share = min(1.0, (PAIRS_WITH_ALL_FEATURES / num_pairs) ** 0.5)
-    max_features = max(MIN_FEATURES, round(MAX_FEATURES * share))
-    photos: list[Photo] = []
-    findings = _unreadable_formats(capture) + _same_stems(names)
-    with progress(len(names), "photos") as bar:
-        for done, name in enumerate(names, start=1):
-            try:
-                photos.append(read_photo(capture.root / name, name, max_features))
-            except (ValueError, OSError) as error:
-                findings.append(Finding("unreadable", "problem", (name,), str(error)))
-            bar.update(done)
-    pairs = []
-    with progress(len(photos) * (len(photos) - 1) // 2, "pairs") as bar:
-        for done, (a, b) in enumerate(combinations(range(len(photos)), 2), start=1):
-            pair = compare(a, b, photos)
-            if pair is not None:
-                pairs.append(pair)
-            bar.update(done)
-    findings += judge(photos, pairs)
-    return CaptureReport(capture.root, tuple(names), tuple(photos), tuple(pairs), tuple(findings))
 
 
 def judge(photos: list[Photo], pairs: list[Pair]) -> list[Finding]:
@@ -164,31 +68,25 @@ def judge(photos: list[Photo], pairs: list[Pair]) -> list[Finding]:
 # ----------------------------------------------------------------------------------------------------------------- files
 
 
-def _unreadable_formats(capture: Capture) -> list[Finding]:
-    return [
-        Finding(
-            "format",
-            "warning",
-            (),
-            f"{shorten(capture.unreadable_formats)} cannot be read and will be left out. Export as JPEG (films: as single frames).",
-        )
-    ] * bool(capture.unreadable_formats)
+def unreadable_formats(capture: Capture) -> list[Finding]:
+    """Files of the folder that S2D does not read."""
+    if not capture.unreadable_formats:
+        return []
+    text = f"{shorten(capture.unreadable_formats)} cannot be read and will be left out. Export as JPEG (films: as single frames)."
+    return [Finding("format", "warning", (), text)]
 
 
-def _same_stems(names: Sequence[str]) -> list[Finding]:
+def same_stems(names: Sequence[str]) -> list[Finding]:
+    """Photos that later stages could not tell apart."""
     by_stem: dict[str, list[str]] = {}
     for name in names:
         by_stem.setdefault(Path(name).with_suffix("").as_posix(), []).append(name)
-    return [
-        Finding(
-            "names",
-            "problem",
-            tuple(same),
-            f"{' and '.join(same)} differ in their suffix only, and every stage writes <name>.png. Rename or remove one.",
-        )
-        for same in by_stem.values()
-        if len(same) > 1
-    ]
+    findings = []
+    for same in by_stem.values():
+        if len(same) > 1:
+            text = f"{' and '.join(same)} differ in their suffix only, and every stage writes <name>.png. Rename or remove one."
+            findings.append(Finding("names", "problem", tuple(same), text))
+    return findings
 
 
 def number_of_photos(photos: list[Photo], pairs: list[Pair]) -> list[Finding]:
