@@ -58,9 +58,9 @@ def repair_samples(
             for key in ("rendered", "guidance", "coverage_mask", "reference")
         )
         with autocast():
-            mixed = model.mixing(rendered, guidance, mask)
-            fixed = model.repair(mixed, model.encode(reference).latents[:, None])
-        found = {"rendered": rendered, "guidance": guidance, "mixed": mixed, "fixed": fixed}
+            shown = model.show(rendered, guidance, mask)
+            fixed = model.repair(shown, model.encode_photos(reference)[:, None])
+        found = {"rendered": rendered, "guidance": guidance, "mixed": shown[:, :3], "fixed": fixed}
         found["target"] = sample["target"][None]
         pictures.append(
             {
