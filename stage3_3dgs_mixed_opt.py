@@ -1,10 +1,11 @@
 """Stage 3: continue the optimisation on kept photos and fixed views.
 
 Two rules of S2D keep the photos in charge. *Random sample drop*: kept views make up the share alpha of all training samples,
-however many pseudo views there are. *Weighted gradient*: on pseudo views, pixels that no point supports pull with beta only.
+however many pseudo views there are. *Weighted gradient*: on pseudo views, pixels that no point supports pull with beta only,
+and all pixels as far as stage 2's trials have shown that they are right.
 
-Reads   SCENE (-s) kept photos; OUT/chkpnt_stage1_<it>.pth; OUT/stage0 cameras; OUT/stage2/ fixed, mask
-Writes  OUT/stage3/ renders/<name>.png, history.json
+Reads   SCENE (-s) kept photos; OUT/chkpnt_stage1_<it>.pth; OUT/stage0 cameras; OUT/stage2/ fixed, mask, confidence
+Writes  OUT/stage3/ renders/<name>.png, kept_cameras.json, history.json
         OUT/chkpnt<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json, OUT/cfg_args.json
 
 Example
@@ -26,7 +27,7 @@ from s2d.checks import check_range
 from s2d.config import no_effect, run_script
 from s2d.densify import DensifyPolicy
 from s2d.files import atomic_write_json
-from s2d.gaussians import load_checkpoint, save_checkpoint
+from s2d.gaussians import Checkpoint, load_checkpoint, save_checkpoint
 from s2d.images import read_image, resize_image
 from s2d.log import logger, progress
 from s2d.losses import novel_view_weight
@@ -39,6 +40,7 @@ from s2d.model_folder import (
 )
 from s2d.optim import LearningRates, active_sh_degree, set_means_rate
 from s2d.rasterize import cpus_for_kernels
+from s2d.refinement import Refinement, RefinementRates, write_refinement
 from s2d.sampling import SampleDrop, ViewSampler
 from s2d.scene import Scene
 from s2d.split import Split
@@ -49,6 +51,7 @@ from s2d.training import (
     load_run,
     optimise_view,
     record,
+    refine_cameras,
     render_views,
     require_cpu,
     run_checkpoint,
@@ -90,6 +93,12 @@ class Config:
     """2D gradient above which a Gaussian is cloned or split. Lower grows more."""
     max_gaussians: int = 80_000
     """Never grow beyond this number."""
+    optim_pose: bool = False
+    """Also learn where the kept photos were taken, on from stage 1's cameras."""
+    optim_focal: bool = False
+    """Also learn the focal lengths, one factor for all photos of a camera."""
+    optim_exposure: bool = False
+    """Also learn each kept photo's brightness, one factor per colour channel."""
     start_checkpoint: Path | None = no_effect(None)
     """Checkpoint to go on from, ours or one of 3DGS; default: stage 1's."""
     stage1_meta_dir: Path | None = no_effect(None)
@@ -98,6 +107,8 @@ class Config:
     """Folder of the fixed views; default OUT/stage2/fixed."""
     fixed_mask_dir: Path | None = no_effect(None)
     """Folder of the guidance masks; default OUT/stage2/mask."""
+    fixed_confidence_dir: Path | None = no_effect(None)
+    """Folder of the confidences of the fixed views, as far as there are any; default OUT/stage2/confidence where trials have measured them, else 1."""
     seed: int = 0
     """Seed of the order of the views and of split Gaussians."""
     device: str = no_effect("cpu")
@@ -117,6 +128,7 @@ def main(cfg: Config) -> Path:
     kept = kept_views(cfg.source, stage0.dir, split)
     novel = Cameras.from_json(stage0.dir / "novel_cameras.json")
     fixed_paths, mask_paths = fixed_view_paths(cfg, novel)
+    confidence_paths = find_confidences(cfg, novel)
     inputs = {
         "stage0": stage0,
         "start_checkpoint": start,
@@ -124,9 +136,11 @@ def main(cfg: Config) -> Path:
         "fixed views": list(fixed_paths.values()),
         "masks": list(mask_paths.values()),
     }
+    if confidence_paths:
+        inputs["confidences"] = list(confidence_paths.values())
     with open_stage(cfg.model_dir, "stage3", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
-            fixed = fixed_view_reader(cfg, novel, fixed_paths, mask_paths)
+            fixed = fixed_view_reader(cfg, novel, fixed_paths, mask_paths, confidence_paths)
             with stage.timer("optimise"):
                 run = optimise(cfg, stage, start, kept, novel, fixed)
             with stage.timer("render"):
@@ -164,8 +178,9 @@ def optimise(
             f"{start} is at step {first.step} already, but --iterations is {cfg.iterations}. Expected a later last step: "
             f"pass --iterations {first.step + 3000}."
         )
+    refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
     if checkpoint.exists():
-        run = load_run(checkpoint, rates, sampler)
+        run = load_run(checkpoint, rates, sampler, refined)
     else:
         run = start_run(
             first.gaussians,
@@ -175,6 +190,7 @@ def optimise(
             cfg.seed,
             first.step,
             first.optimizer_state,
+            start_refinement(first, kept.cameras, refined),
         )
 
     num_steps = cfg.iterations - first.step
@@ -194,6 +210,7 @@ def optimise(
                 gradient_weight=weight,
                 opacity_weight=cfg.opacity_weight,
             )
+            refine_cameras(run, (run.step - first.step) / num_steps)
             control_density(run, policy, first.step, cfg.iterations)
             record(run, loss)
             if run.step % cfg.checkpoint_every == 0 and run.step < cfg.iterations:
@@ -203,13 +220,30 @@ def optimise(
     return run
 
 
+def start_refinement(
+    first: Checkpoint, given: Cameras, rates: RefinementRates
+) -> Refinement | None:
+    """Take over the cameras that the checkpoint's Gaussians belong to, and learn on if asked to."""
+    state = (first.run_state or {}).get("refinement")
+    if state is None:
+        return Refinement(given, first.scene_extent, rates) if rates.any else None
+    refinement = Refinement.from_state(state, rates, with_optimizer=False)
+    if refinement.base.names != given.names:
+        raise ValueError(
+            f"The start checkpoint has refined cameras of {len(refinement.base)} views (first: {refinement.base.names[0]}). "
+            f"Expected the {len(given)} kept views of stage 0. Run stage 1 again, or give another --start-checkpoint."
+        )
+    return refinement
+
+
 def write_outputs(
     cfg: Config, stage: Stage, run: TrainingRun, split: Split, kept: Scene, novel: Cameras
 ) -> None:
     """Write the final Gaussians and what viewers want beside them."""
     save_checkpoint(stage.extra_path(f"chkpnt{run.step}.pth"), run_checkpoint(run))
     run.gaussians.save_ply(stage.extra_path(point_cloud_name(run.step)))
-    write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([kept.cameras, novel]))
+    cameras = write_refinement(stage.dir, run.refinement, kept.cameras)
+    write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([cameras, novel]))
     write_cfg_args(
         stage.extra_path("cfg_args.json"),
         cfg.source,
@@ -245,8 +279,32 @@ def fixed_view_paths(cfg: Config, novel: Cameras) -> tuple[dict[str, Path], dict
     return folders[0], folders[1]
 
 
+def find_confidences(cfg: Config, novel: Cameras) -> dict[str, Path]:
+    """Find the confidences of the fixed views; without one, a view is trusted wholly.
+
+    What a fixer thinks of itself is not measured and weighs nothing: of stage 2 only confidences that its trials have taught are taken,
+    and only for stage 2's own views.
+    """
+    folder = cfg.fixed_confidence_dir
+    if folder is None:
+        if cfg.fixed_dir is not None:
+            return {}
+        stage2 = require_stage(cfg.model_dir, "stage2")
+        if not stage2.info.get("calibrated", False):
+            return {}
+        folder = stage2.dir / "confidence"
+    elif not folder.is_dir():
+        raise FileNotFoundError(f"Folder not found: {folder}. Check --fixed-confidence-dir.")
+    paths = {name: folder / render_name(name) for name in novel.names}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
 def fixed_view_reader(
-    cfg: Config, novel: Cameras, fixed_paths: dict[str, Path], mask_paths: dict[str, Path]
+    cfg: Config,
+    novel: Cameras,
+    fixed_paths: dict[str, Path],
+    mask_paths: dict[str, Path],
+    confidence_paths: dict[str, Path],
 ) -> Callable[[str], tuple[Tensor, Tensor]]:
     """Return a function from a novel view's name to its fixed image [H,W,3] and gradient weight [H,W,1]."""
     sizes = dict(zip(novel.names, novel.sizes, strict=True))
@@ -256,7 +314,12 @@ def fixed_view_reader(
         # A fixer may work at a size of its own.
         fixed = resize_image(read_image(fixed_paths[name]), *sizes[name])
         mask = (resize_image(read_image(mask_paths[name])[..., :1], *sizes[name]) > 0.5).float()
-        return fixed, novel_view_weight(mask, cfg.beta)
+        weight = novel_view_weight(mask, cfg.beta)
+        if name in confidence_paths:
+            weight = weight * resize_image(
+                read_image(confidence_paths[name])[..., :1], *sizes[name]
+            )
+        return fixed, weight
 
     return read
 

@@ -29,7 +29,7 @@ STAGE1_STEPS, LAST_STEP = 240, 340
 ARGUMENTS = {
     "stage0": ["--keep-count", "4", "--eval"],
     "stage1": ["--sample_iteration", str(STAGE1_STEPS), "--checkpoint_every", "50"],
-    "stage2": ["--fixer", "analytic"],
+    "stage2": ["--fixer", "analytic", "--trial-views", "0"],
     "stage3": ["--iterations", str(LAST_STEP), "--checkpoint-every", "50"],
 }
 

@@ -1,0 +1,389 @@
+"""Leave-one-out trials and what stage 2 and stage 3 make of them, on the tiny scene."""
+
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from test_pipeline import ARGUMENTS, results, run
+from tiny_pairs import TINY, save_tiny
+
+import stage2_artifact_fix
+import stage3_3dgs_mixed_opt
+from s2d.cameras import Cameras
+from s2d.fixer import judge as judging
+from s2d.fixer.adaptation import AdaptSettings, adapt, as_pair
+from s2d.fixer.analytic import AnalyticFixer
+from s2d.fixer.calibration import Calibration
+from s2d.fixer.interface import FixResult
+from s2d.images import read_image, write_image
+from s2d.metrics import psnr
+from s2d.pairs import trials as making
+from s2d.pairs.trials import TrialJob, TrialPair, TrialSettings, choose_trial_views, make_trial
+from s2d.scene import load_scene
+from s2d.split import Split
+from s2d.stage_io import require_stage
+
+SETTINGS = TrialSettings(num_views=2, num_steps=40)
+FLAGS = ("--trial-views", "2", "--trial-steps", "40")
+
+
+@pytest.fixture(scope="module")
+def fixed(tiny_scene, tmp_path_factory) -> Path:
+    """OUT after stages 0 to 2, with two trials. Do not change it."""
+    out = tmp_path_factory.mktemp("trials") / "out"
+    run("stage0", tiny_scene, out)
+    run("stage1", tiny_scene, out, "--sample_iteration", "60")
+    run("stage2", tiny_scene, out, *FLAGS)
+    return out
+
+
+@pytest.fixture
+def copied(fixed, tmp_path) -> Path:
+    return Path(shutil.copytree(fixed, tmp_path / "out"))
+
+
+def kept_of(out):
+    return Split.load(out / "stage0/split.json").kept
+
+
+def verdict_of(out):
+    return json.loads((out / "stage2/trials.json").read_text())
+
+
+# ------------------------------------------------------------------------------------------------------------ the trials
+
+
+def test_left_out_views_are_evenly_spread():
+    names = [f"{number}" for number in range(9)]
+    assert choose_trial_views(names, 3) == ("1", "4", "7")
+    assert choose_trial_views(names[:3], 3) == ("0", "1", "2")
+    assert choose_trial_views(names[:3], 9) == ("0", "1", "2")
+    assert choose_trial_views(names, 1) == ("4",)
+
+
+def test_a_fit_does_not_know_the_photo_that_it_is_judged_by(tiny_scene, tmp_path):
+    """Other pixels in that photo: another truth, the same render, guidance and coverage."""
+    scene = Path(shutil.copytree(tiny_scene, tmp_path / tiny_scene.name))
+    job = TrialJob(scene, ("view_1.png", "view_3.png", "view_6.png"), "view_3.png")
+    counted = []
+    for folder in ("one", "other"):
+        make_trial(job, SETTINGS, tmp_path / folder, counted.append)
+        made = tmp_path / folder / "view_3.png"
+        assert torch.equal(read_image(made / "truth.png"), read_image(scene / "images/view_3.png"))
+        write_image(scene / "images/view_3.png", torch.zeros(36, 48, 3))
+    assert sum(counted) == 2 * SETTINGS.num_steps
+    content = {
+        name: [
+            (tmp_path / folder / "view_3.png" / name).read_bytes() for folder in ("one", "other")
+        ]
+        for name in ("render.png", "guidance.png", "coverage.png", "truth.png", "trial.json")
+    }
+    assert [name for name, (one, other) in content.items() if one != other] == ["truth.png"]
+    record = json.loads(content["trial.json"][0])
+    assert record["failed"] is None and set(record["references"]) == {"view_1.png", "view_6.png"}
+
+
+def test_a_fit_that_fails_is_a_dropped_trial(tiny_scene, tmp_path, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise ValueError("The photos share no surface.")
+
+    monkeypatch.setattr(making, "fit", fail)
+    kept = load_scene(tiny_scene).subset(["view_1.png", "view_3.png", "view_6.png"])
+    for view in kept.names:
+        make_trial(TrialJob(tiny_scene, kept.names, view), SETTINGS, tmp_path, lambda _: None)
+    settings = replace(SETTINGS, num_views=3)
+    pairs, failed = making.make_trials(kept, tiny_scene, settings, tmp_path)
+    assert pairs == [] and failed == dict.fromkeys(kept.names, "The photos share no surface.")
+    assert "no trial of view_6.png: The photos share no surface." in caplog.text
+    (tmp_path / "scratch/trials").mkdir(parents=True)
+    for view in kept.names:  # as stage 2's scratch folder would hold them
+        shutil.move(tmp_path / view, tmp_path / "scratch/trials" / view)
+    choice = judging.FixerChoice("analytic", "a test", {})
+    verdict = judging.judge(choice, kept, tiny_scene, settings, None, tmp_path / "scratch", "cpu")
+    assert verdict.calibration is None and verdict.choice is choice
+    assert verdict.summary["failed"] == failed
+    assert "used as it is: no trial could be made" in verdict.summary["decision"]
+
+
+def test_what_stage_2_writes_of_its_trials(fixed, tiny_scene):
+    found = verdict_of(fixed)
+    names = [trial["name"] for trial in found["trials"]]
+    assert [trial["view"] for trial in found["trials"]] == list(
+        choose_trial_views(kept_of(fixed), 2)
+    )
+    written = {path.name for path in (fixed / "stage2/trials").iterdir()}
+    assert written == {f"{name}_{picture}.png" for name in names for picture in judging.PICTURES}
+    for trial in found["trials"]:
+        truth, *images = (
+            read_image(fixed / f"stage2/trials/{trial['name']}_{picture}.png")
+            for picture in ("truth", "render", "fixed", "calibrated")
+        )
+        assert torch.equal(truth, read_image(tiny_scene / "images" / trial["view"]))
+        assert [psnr(image, truth) for image in images] == pytest.approx(
+            list(trial["psnr"].values()), abs=5e-4
+        )
+    info = require_stage(fixed, "stage2").info
+    assert info["decision"] == found["decision"] and info["calibrated"]
+    calibration = Calibration.from_dict(found["calibration"])
+    assert calibration.describe() == found["decision"]
+
+
+def test_the_views_are_the_fixers_as_far_as_it_is_kept(fixed):
+    calibration = Calibration.from_dict(verdict_of(fixed)["calibration"])
+    for path in sorted((fixed / "stage2/fixed").iterdir()):
+        rendered, guidance = (
+            read_image(fixed / folder / path.name)
+            for folder in ("stage1/renders", "stage0/guidance")
+        )
+        covered = (read_image(fixed / "stage0/coverage" / path.name)[..., :1] > 0.5).float()
+        changed = AnalyticFixer().fix(rendered, guidance, covered, rendered).fixed
+        image, confidence = calibration.apply(rendered, changed, guidance, covered)
+        # 8 bits: half a step.
+        assert (read_image(path) - image).abs().max() <= 0.501 / 255
+        written = read_image(fixed / "stage2/confidence" / path.name)[..., :1]
+        assert (written - confidence).abs().max() <= 0.501 / 255
+
+
+def test_photos_that_are_not_kept_change_nothing(copied, fixed, tiny_scene, tmp_path):
+    """The leak test of the trials: other pixels in every other photo, the same bytes."""
+    scene = Path(shutil.copytree(tiny_scene, tmp_path / tiny_scene.name))
+    generator = torch.Generator().manual_seed(7)
+    others = set(load_scene(tiny_scene).names) - set(kept_of(fixed))
+    assert others
+    for name in others:
+        path = scene / "images" / name
+        write_image(path, torch.rand(read_image(path).shape, generator=generator))
+    run("stage2", scene, copied, *FLAGS, "--overwrite")
+    assert results(copied, ["stage2"]) == results(fixed, ["stage2"])
+    assert verdict_of(copied) == verdict_of(fixed)
+
+
+# --------------------------------------------------------------------------------------------------------- the decisions
+
+
+def test_a_harmful_fixer_is_not_used(copied, tiny_scene, monkeypatch):
+    def invert(self, rendered, guidance, coverage_mask, reference):
+        return FixResult(1 - rendered, coverage_mask, torch.ones_like(coverage_mask))
+
+    trials = copied / "stage2/trials"
+    with monkeypatch.context() as patch:
+        patch.setattr(AnalyticFixer, "fix", invert)
+        run("stage2", tiny_scene, copied, *FLAGS, "--overwrite")
+    assert verdict_of(copied)["decision"].startswith("off: on 2 trials the fixer turns")
+    for path in (copied / "stage2/fixed").iterdir():
+        assert torch.equal(read_image(path), read_image(copied / "stage1/renders" / path.name))
+    for path in trials.glob("*_calibrated.png"):
+        render = path.with_name(path.name.replace("_calibrated", "_render"))
+        assert torch.equal(read_image(path), read_image(render))
+
+
+def test_an_interrupted_run_makes_no_trial_again(copied, fixed, tiny_scene, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for module, name in ((judging, "calibrate"), (stage2_artifact_fix, "fix_view")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, stop)
+            with pytest.raises(KeyboardInterrupt):
+                run("stage2", tiny_scene, copied, *FLAGS, "--overwrite")
+        monkeypatch.setattr(making, "make_trial", pytest.fail)  # nor anything of it
+        monkeypatch.setattr(
+            making, "run_jobs", lambda work, jobs, *_: iter(()) if not jobs else pytest.fail("jobs")
+        )
+    monkeypatch.setattr(judging, "make_trials", pytest.fail)
+    run("stage2", tiny_scene, copied, *FLAGS, "--overwrite")
+    assert results(copied, ["stage2"]) == results(fixed, ["stage2"])
+    assert verdict_of(copied) == verdict_of(fixed)
+
+
+def test_other_trials_are_other_inputs_and_none_is_the_fixer_as_it_is(copied, tiny_scene):
+    with pytest.raises(ValueError, match=r"trials: .*'steps': 40.*now .*'steps': 41"):
+        run("stage2", tiny_scene, copied, "--trial-views", "2", "--trial-steps", "41")
+    run("stage2", tiny_scene, copied, "--trial-views", "0", "--overwrite")
+    assert not (copied / "stage2/trials.json").exists()
+    assert "calibrated" not in require_stage(copied, "stage2").info
+
+
+def test_two_photos_are_too_few(tiny_scene, tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(ARGUMENTS, "stage0", ["--keep-indices", "2,4"])
+    run("stage0", tiny_scene, tmp_path)
+    with caplog.at_level("INFO", "s2d"):
+        cfg = stage2_artifact_fix.Config(model_dir=tmp_path)
+        assert stage2_artifact_fix.trial_scene(cfg, tmp_path) is None
+    assert "no trials: 2 kept photos, and leaving one out takes 3" in caplog.text
+
+
+# ---------------------------------------------------------------------------------------------------------- adaptation
+
+
+@pytest.fixture
+def pale_trials(tmp_path) -> list[TrialPair]:
+    """Four views whose renders are all pale in the same way: what adaptation can learn at once."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for number in range(4):
+        folder = tmp_path / "scratch/trials" / f"view_{number}.png"
+        truth = 0.8 * torch.rand(5, 6, 3, generator=generator).repeat_interleave(8, 0)
+        truth = truth.repeat_interleave(8, 1)
+        covered = (torch.rand(40, 48, 1, generator=generator) > 0.5).float()
+        pictures = {"truth": truth, "render": truth + 0.2, "coverage": covered}
+        pictures["guidance"] = (truth + 0.2) * covered
+        for name, image in pictures.items():
+            write_image(folder / f"{name}.png", image)
+        found.append(TrialPair(f"view_{number}.png", folder, (folder / "truth.png",)))
+    return found
+
+
+def settings_of(num_steps):
+    return AdaptSettings(num_steps, learning_rate=1e-2, ema_decay=0.9, crop=32)
+
+
+def test_adaptation_learns_what_the_trials_have_in_common(pale_trials, tmp_path):
+    weights = save_tiny(tmp_path / "tiny.safetensors")
+    device = torch.device("cpu")
+    done = [
+        adapt(weights, pale_trials[:3], settings_of(30), tmp_path / f"{n}.safetensors", device, "x")
+        for n in range(2)
+    ]
+    assert done[0].read_bytes() == done[1].read_bytes()
+    scores = []
+    for path in (weights, done[0]):
+        from s2d.fixer.diffusion import load_compact_fixer
+
+        one = judging.read_trial(pale_trials[3], "render")
+        result = load_compact_fixer(path).fix(
+            one.rendered, one.guidance, one.coverage_mask, one.truth
+        )
+        scores.append(psnr(result.fixed, one.truth))
+    # The render is off by 0.2: 14 dB.
+    assert scores[1] > scores[0] + 2  # measured
+    before = done[0].stat().st_mtime_ns
+    adapt(weights, pale_trials, settings_of(1), done[0], device, "x")
+    assert done[0].stat().st_mtime_ns == before, "finished work was done again"
+
+
+def judge_trials(pale_trials, weights, num_steps, monkeypatch):
+    scratch = pale_trials[0].folder.parent.parent
+    monkeypatch.setattr(judging, "make_trials", lambda *_: (pale_trials, {}))
+    choice = judging.FixerChoice(
+        "compact",
+        "a test",
+        {"weights": weights, "num_references": 1, "precision": "fp32", "tile_size": 64},
+    )
+    arguments = (choice, None, None, TrialSettings(), settings_of(num_steps), scratch, "cpu")
+    return partial(judging.judge, *arguments), scratch
+
+
+def test_adaptation_is_taken_where_it_helps_on_trials_that_it_did_not_see(
+    pale_trials, tmp_path, monkeypatch
+):
+    weights = save_tiny(tmp_path / "tiny.safetensors")
+    run_judge, scratch = judge_trials(pale_trials, weights, 30, monkeypatch)
+    verdict = run_judge()
+    assert verdict.summary["adaptation"]["used"], verdict.summary["adaptation"]
+    assert verdict.choice.settings["weights"] == scratch / "adapted.safetensors"
+    judging.publish(verdict, scratch, tmp_path / "stage")
+    assert (tmp_path / "stage/adapted.safetensors").is_file()
+    shown = read_image(tmp_path / "stage/trials/view_0_fixed.png")
+    assert torch.equal(shown, read_image(pale_trials[0].path("adapted")))
+    monkeypatch.setattr(judging, "adapt", pytest.fail)
+    assert run_judge() == verdict
+
+
+def test_adaptation_that_does_not_help_is_dropped(pale_trials, tmp_path, monkeypatch):
+    weights = save_tiny(tmp_path / "tiny.safetensors")
+    for number, pair in enumerate(pale_trials):  # one half is pale, the other dark
+        if number % 2:
+            write_image(pair.path("render"), (read_image(pair.path("truth")) - 0.2).clamp(0, 1))
+    run_judge, _ = judge_trials(pale_trials, weights, 30, monkeypatch)
+    verdict = run_judge()
+    assert not verdict.summary["adaptation"]["used"]
+    assert verdict.summary["adaptation"]["decision"].startswith("not adapted to the scene")
+    assert verdict.choice.settings["weights"] == weights
+    assert verdict.summary["trials"][0]["picture"] == "fixed"
+
+
+def test_one_trial_cannot_judge_an_adaptation(pale_trials, tmp_path, monkeypatch):
+    weights = save_tiny(tmp_path / "tiny.safetensors")
+    monkeypatch.setattr(judging, "adapt", pytest.fail)
+    verdict = judge_trials(pale_trials[:1], weights, 30, monkeypatch)[0]()
+    assert "it takes two trials" in verdict.summary["adaptation"]["decision"]
+
+
+def test_windows_fit_the_network_and_pairs_the_trial(pale_trials):
+    pair = as_pair(pale_trials[0])
+    assert pair.size == (48, 40) and pair.name == "view_0"
+    assert pair.target.name == "truth.png" and pair.references == pale_trials[0].references
+    assert TINY.residual
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--fixer", "analytic", "--adapt-steps", "5"), "the analytic fixer cannot be adapted"),
+        (("--trial-views", "-1"), "trial_views must be >= 0"),
+    ],
+)
+def test_flags_without_sense_are_refused(copied, tiny_scene, flags, words):
+    with pytest.raises(ValueError, match=words):
+        run("stage2", tiny_scene, copied, *flags, "--overwrite")
+
+
+def test_adaptation_without_trials_is_refused(copied, tiny_scene, tmp_path, monkeypatch):
+    weights = save_tiny(tmp_path / "tiny.safetensors")
+    monkeypatch.setitem(ARGUMENTS, "stage2", ["--weights", str(weights), "--trial-views", "0"])
+    with pytest.raises(ValueError, match="--adapt-steps learns from trials, and there are none"):
+        run("stage2", tiny_scene, copied, "--adapt-steps", "5", "--overwrite")
+
+
+# ------------------------------------------------------------------------------------------------------------- stage 3
+
+
+def test_a_wrong_patch_without_confidence_leaves_no_trace(copied, tiny_scene, tmp_path):
+    confidence = tmp_path / "confidence"
+    shutil.copytree(copied / "stage2/confidence", confidence)
+    for path in confidence.iterdir():
+        image = read_image(path)[..., :1]
+        image[4:21, 6:25] = 0  # SSIM's windows reach 5 pixels out of the patch
+        write_image(path, image)
+    steps = ["--iterations", "100", "--fixed-confidence-dir", str(confidence)]
+    splats = {}
+    for colour in (0.0, 1.0):
+        for path in (copied / "stage2/fixed").iterdir():
+            image = read_image(path)
+            image[9:16, 11:20] = colour
+            write_image(path, image)
+        run("stage3", tiny_scene, copied, *steps, "--overwrite")
+        splats[colour] = results(copied, ["stage3"])
+    assert splats[0.0] == splats[1.0]
+    steps = steps[:2]  # stage 2's own confidence: the patch is believed
+    run("stage3", tiny_scene, copied, *steps, "--overwrite")
+    assert results(copied, ["stage3"]) != splats[1.0]
+
+
+def test_only_measured_confidence_weighs_and_none_is_one(copied, tiny_scene, tmp_path):
+    novel = Cameras.from_json(copied / "stage0/novel_cameras.json")
+    cfg = stage3_3dgs_mixed_opt.Config(source=tiny_scene, model_dir=copied)
+
+    def weights(cfg):
+        fixed, masks = stage3_3dgs_mixed_opt.fixed_view_paths(cfg, novel)
+        found = stage3_3dgs_mixed_opt.find_confidences(cfg, novel)
+        read = stage3_3dgs_mixed_opt.fixed_view_reader(cfg, novel, fixed, masks, found)
+        return {name: read(name)[1] for name in novel.names}
+
+    mask_only = weights(replace(cfg, fixed_dir=copied / "stage2/fixed"))
+    measured = weights(cfg)
+    for name, weight in measured.items():
+        confidence = read_image(copied / "stage2/confidence" / name)[..., :1]
+        assert torch.allclose(weight, mask_only[name] * confidence)
+        assert set(mask_only[name].unique().tolist()) <= {cfg.beta, 1.0}
+    (copied / "stage2/confidence" / novel.names[0]).unlink()
+    assert torch.equal(weights(cfg)[novel.names[0]], mask_only[novel.names[0]])
+    with pytest.raises(FileNotFoundError, match="Check --fixed-confidence-dir"):
+        weights(replace(cfg, fixed_confidence_dir=tmp_path / "nowhere"))
+    run("stage2", tiny_scene, copied, "--trial-views", "0", "--overwrite")
+    assert all(torch.equal(mask_only[name], weight) for name, weight in weights(cfg).items())
