@@ -1,16 +1,18 @@
 """Stage 0: a coloured point cloud from the kept photos, and its pictures at every novel camera: point guidance and coverage.
 
-Reads   SCENE (-s) a COLMAP scene (images/, sparse/0) or a transforms.json; of the photos, the kept ones alone
+Reads   SCENE (-s) a COLMAP scene (images/, sparse/0), a transforms.json, or a folder of photos; of the photos, the kept ones alone
 Writes  OUT/stage0/ split.json, novel_cameras.json, points.ply, surface.npz (the points with their patches of surface), scene.glb,
-        scene/ (where SCENE had to be undistorted, resized or turned)
+        scene/ (where SCENE had no cameras, or had to be undistorted, resized or turned), poses.json (where it had no cameras)
         guidance/<name>.png, coverage/<name>.png for every novel camera; depth/<name>.npz (depth, confidence) for every kept view
 
 Example
     python stage0_point_guidance.py -s data/fern -m out/fern --keep-count 3 --eval
+    python stage0_point_guidance.py -s photos/ -m out/mine               # no cameras: they are found from the photos
     python stage0_point_guidance.py -s data/hall -m out/hall --provider points --points-path hall.laz
 """
 
 import io
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from tyro.conf import arg
 
 from s2d.cameras import Cameras
 from s2d.config import no_effect, run_script
-from s2d.files import atomic_write_bytes
+from s2d.files import atomic_write_bytes, atomic_write_json
 from s2d.guidance.cloud import DepthMap, Reconstruction
 from s2d.guidance.mvs import reconstruct
 from s2d.guidance.points import load_points
@@ -31,6 +33,8 @@ from s2d.images import image_writer
 from s2d.log import logger, progress
 from s2d.model_folder import copy_results, render_name
 from s2d.ply_io import write_points_ply
+from s2d.poses.photos import find_photos, is_photo_folder, photo_root
+from s2d.poses.place import place_photos, write_photo_scene
 from s2d.scene import Scene, prepare_scene
 from s2d.split import Split, make_split
 from s2d.stage_io import Stage, open_stage
@@ -43,7 +47,7 @@ class Config:
     """Stage 0: a coloured point cloud from the kept photos, drawn at every novel camera."""
 
     source: Annotated[Path, arg(aliases=["-s"])] = no_effect()
-    """The scene: a COLMAP folder (images/, sparse/0) or a folder with transforms.json."""
+    """The scene: a COLMAP folder (images/, sparse/0), a folder with transforms.json, or a folder of photos without cameras."""
     model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
     """Output folder OUT, made if missing."""
     keep_every: int | None = None
@@ -51,7 +55,7 @@ class Config:
     keep_indices: tuple[int, ...] | None = None
     """Keep these photos: positions in name order, from 0, separated by commas."""
     keep_count: int | None = None
-    """Keep so many photos, evenly spaced. With no --keep-… option: all of at most 12, else 6."""
+    """Keep so many photos, evenly spaced. With no --keep-… option: all of at most 12, else 6; of photos without cameras all."""
     eval: bool = False
     """Hold every 8th photo out as a test view (--test-every); keep views out of the rest."""
     test_every: int = 8
@@ -60,6 +64,8 @@ class Config:
     """Where pseudo views will be made: the scene's other cameras (given), or generated ones. auto: given where there are any."""
     num_novel: int = 24
     """How many novel cameras to generate, where they are generated."""
+    all_images: bool = False
+    """Photos without cameras: find the cameras with the photos that are held out, too. The results are marked: they know the test views."""
     provider: Literal["mvs", "points"] = "mvs"
     """Where the cloud comes from: multi-view stereo on the kept photos, or a file (--points-path)."""
     points_path: Path | None = no_effect(None)
@@ -84,8 +90,7 @@ def main(cfg: Config) -> Path:
     with open_stage(cfg.model_dir, "stage0", cfg, scene_inputs(cfg), cfg.overwrite) as stage:
         if not stage.up_to_date:
             with stage.timer("scene"):
-                scene = prepare_scene(cfg.source, stage.dir / "scene", cfg.max_side)
-                split = choose_views(cfg, scene)
+                scene, split = read_scene(cfg, stage)
                 kept = scene.subset(split.kept)
             with stage.timer(cfg.provider):
                 found = (
@@ -121,10 +126,22 @@ def check_config(cfg: Config) -> None:
         )
     if cfg.provider == "mvs" and cfg.points_path is not None:
         raise ValueError("--points-path is given, but the provider is mvs. Add --provider points.")
+    without_cameras = is_photo_folder(cfg.source)
+    if cfg.all_images and not without_cameras:
+        raise ValueError(
+            f"--all-images is for photos without cameras, but {cfg.source} has cameras. Leave it out."
+        )
+    if cfg.provider == "points" and without_cameras:
+        raise ValueError(
+            f"--provider points needs cameras in the frame of {cfg.points_path}, but {cfg.source} has none. "
+            "Pass a COLMAP scene or a transforms.json, or use --provider mvs."
+        )
 
 
 def scene_inputs(cfg: Config) -> dict[str, object]:
     """What the result depends on: cameras and photos (all of them: stage0/scene has the test photos too, for the evaluation)."""
+    if is_photo_folder(cfg.source):
+        return {"photos": [photo.path for photo in find_photos(cfg.source)]}
     transforms = None if (cfg.source / "sparse").is_dir() else find_transforms(cfg.source)
     inputs: dict[str, object] = {"scene": cfg.source}
     if transforms is not None:
@@ -134,11 +151,13 @@ def scene_inputs(cfg: Config) -> dict[str, object]:
     return inputs | ({"points": cfg.points_path} if cfg.points_path else {})
 
 
-def choose_views(cfg: Config, scene: Scene) -> Split:
-    """The split of the scene's views; logs it."""
-    split = make_split(
-        scene.names, cfg.keep_every, cfg.keep_indices, cfg.keep_count, cfg.eval, cfg.test_every
-    )
+def read_scene(cfg: Config, stage: Stage) -> tuple[Scene, Split]:
+    """The scene with cameras, and which of its views are kept."""
+    if not is_photo_folder(cfg.source):
+        scene = prepare_scene(cfg.source, stage.dir / "scene", cfg.max_side)
+        split = choose_views(cfg, scene.names)
+    else:
+        scene, split = find_cameras(cfg, stage)
     logger.info(
         "stage0: %s: %d views, %d kept, %d novel, %d test",
         scene.name,
@@ -147,7 +166,63 @@ def choose_views(cfg: Config, scene: Scene) -> Split:
         len(split.novel),
         len(split.test),
     )
-    return split
+    return scene, split
+
+
+def find_cameras(cfg: Config, stage: Stage) -> tuple[Scene, Split]:
+    """Make a scene of photos without cameras, in stage0/scene. Photos that cannot be placed are in neither scene nor split."""
+    photos = find_photos(cfg.source)
+    names = [photo.name for photo in photos]
+    wanted = choose_views(cfg, names, keep_all=True)
+    # Where a held-out photo stands is known from its pixels, so pseudo views are not made there unless that is asked for.
+    given = cfg.novel == "given" or cfg.all_images
+    needed = {*wanted.test, *(wanted.novel if given else ())}
+    kept = [photo for photo in photos if cfg.all_images or photo.name in wanted.kept]
+    held_out = [photo for photo in photos if photo not in kept and photo.name in needed]
+    placement = place_photos(kept, held_out, stage.scratch, cfg.seed)
+    atomic_write_json(stage.dir / "poses.json", placement.record)
+    scene = write_photo_scene(
+        placement,
+        photo_root(cfg.source),
+        cfg.source.resolve().name,
+        stage.dir / "scene",
+        stage.scratch,
+        cfg.max_side,
+    )
+    view_of = {Path(name).with_suffix("").as_posix(): name for name in scene.names}
+
+    def views(wanted_names: Sequence[str]) -> tuple[str, ...]:
+        stems = (Path(name).with_suffix("").as_posix() for name in wanted_names)
+        return tuple(view_of[stem] for stem in stems if stem in view_of)
+
+    split = Split(
+        wanted.protocol,
+        kept=views(wanted.kept),
+        novel=views(wanted.novel) if given else (),
+        test=views(wanted.test),
+    )
+    if len(split.kept) < 2:
+        raise ValueError(
+            f"{len(split.kept)} of the {len(wanted.kept)} kept photos could be placed. Expected at least 2. "
+            "Keep others (--keep-…), or see poses.json for what was tried."
+        )
+    stage.info |= {
+        "poses": placement.record,
+        "leaks_test_photos": cfg.all_images and bool(split.test),
+    }
+    if stage.info["leaks_test_photos"]:
+        logger.warning(
+            "stage0: --all-images: the cameras know the test photos, so the scores do too"
+        )
+    return scene, split
+
+
+def choose_views(cfg: Config, names: Sequence[str], keep_all: bool = False) -> Split:
+    """The split of views; `keep_all`: without a --keep-… option all that are not test views are kept."""
+    count = cfg.keep_count
+    if keep_all and cfg.keep_every is None and cfg.keep_indices is None and count is None:
+        count = len(names)
+    return make_split(names, cfg.keep_every, cfg.keep_indices, count, cfg.eval, cfg.test_every)
 
 
 def draw_guidance(found: Reconstruction, novel: Cameras, stage_dir: Path) -> float:

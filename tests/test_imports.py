@@ -14,7 +14,7 @@ LAYERS = [
     {"log", "checks", "files"},
     {"geometry", "sh", "images", "config", "stage_folders", "stage_io", "losses", "metrics"},
     {"cameras", "lenses", "plain_photos", "triangulation", "ply_io", "colmap_io", "transforms_io"},
-    {"scene", "split", "sampling", "trajectories", "gaussians", "alignment", "capture"},
+    {"scene", "split", "sampling", "trajectories", "gaussians", "alignment", "capture", "poses"},
     {"rasterize", "densify", "optim", "model_folder"},
     {"guidance", "fixer", "training", "pairs"},
     {"report"},
