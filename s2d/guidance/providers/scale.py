@@ -3,6 +3,7 @@
 Notation: w is inverse depth; a photo's factor takes the model's depth to the scene's.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -86,22 +87,65 @@ def _scaled_depths(geometry: Geometry, cameras: Cameras, seen: Sequence[Seen]) -
         torch.cat([one.true_points for one in seen]),
     )
     _report(alignment)
-    # Points at hand are nearer to the matter than the distances between a network's cameras.
-    ratios = [one.true_depths / one.depths for one in seen]
-    common = torch.cat(ratios)
-    scale = alignment.sim3.scale if len(common) < MIN_POINTS else float(common.median())
-    result = []
-    for name, depth, ratio in zip(cameras.names, geometry.depths, ratios, strict=True):
-        own = float(ratio.median()) / scale if len(ratio) >= MIN_POINTS else 1.0
-        if not 1 / MAX_OWN_FACTOR < own < MAX_OWN_FACTOR:
+    ratios = [(one.true_depths / one.depths).log() for one in seen]
+    log_scale = _common_scale(alignment, torch.cat(ratios))
+    own = _own_scales(cameras.names, [ratio - log_scale for ratio in ratios])
+    return [
+        depth * math.exp(log_scale + extra)
+        for depth, extra in zip(geometry.depths, own, strict=True)
+    ]
+
+
+def _median(values: Tensor) -> tuple[float, float]:
+    """Median and its standard error, from the median deviation. [M]"""
+    middle = values.median()
+    deviation = float((values - middle).abs().median())
+    return float(middle), 1.2533 * 1.4826 * deviation / math.sqrt(len(values))
+
+
+def _common_scale(alignment: Alignment, ratios: Tensor) -> float:
+    """Logarithm of the scale of all photos: the cameras' and the points', each as far as it can be trusted.
+
+    The distances between the model's cameras tell the scale as well as they agree with the scene's, which two cameras always do.
+    """
+    of_cameras = math.log(alignment.sim3.scale)
+    if len(ratios) < MIN_POINTS:
+        return of_cameras
+    doubt = 0.5
+    if alignment.scale_from == "centres" and int(alignment.inliers.sum()) >= 3:
+        doubt = max(float(alignment.center_errors.median()) / 100, 1e-3)
+    of_points, error = _median(ratios)
+    return of_cameras + (of_points - of_cameras) * doubt**2 / (doubt**2 + error**2)
+
+
+def _own_scales(names: Sequence[str], ratios: Sequence[Tensor]) -> list[float]:
+    """Logarithm of each photo's factor beside the common one, shrunk where the photos differ no more than their points scatter.
+
+    Args:
+        names: Of the photos.
+        ratios: Logarithms of true depth over depth in the common scale. [M] each
+    """
+    offsets: dict[int, tuple[float, float]] = {}
+    for row, (name, ratio) in enumerate(zip(names, ratios, strict=True)):
+        if len(ratio) < MIN_POINTS:
+            continue
+        middle, error = _median(ratio)
+        if abs(middle) > math.log(MAX_OWN_FACTOR):
             logger.warning(
                 "stage0: %s: its sparse points want %.2f times the depth of the other photos, which is no correction: not followed",
                 name,
-                own,
+                math.exp(middle),
             )
-            own = 1.0
-        result.append(depth * (own * scale))
-    return result
+            continue
+        offsets[row] = (middle, error)
+    if not offsets:
+        return [0.0] * len(names)
+    between = sum(offset**2 - error**2 for offset, error in offsets.values()) / len(offsets)
+    between = max(between, 0.0) + 1e-12
+    return [
+        offset * between / (between + error**2)
+        for offset, error in (offsets.get(row, (0.0, 0.0)) for row in range(len(names)))
+    ]
 
 
 def _report(alignment: Alignment) -> None:
