@@ -1,7 +1,10 @@
 """The report: self-contained, complete, and small enough, on pictures and numbers made here."""
 
 import base64
+import json
 import re
+import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import cv2
@@ -12,11 +15,13 @@ from s2d.report import (
     COLUMN_TITLES,
     ReportContent,
     StageRecord,
+    TrialsRecord,
     ViewRecord,
     choose_views,
     write_report,
 )
 from s2d.report.charts import Series, line_chart, seconds_text, short_number
+from s2d.stage_io import Manifest
 
 NETS = ("lpips_vgg", "lpips_alex")
 ADDRESS_ATTRIBUTES = {"src", "href", "data", "poster", "srcset", "action", "xlink:href"}
@@ -286,6 +291,31 @@ def test_a_scene_without_photos_to_score_still_has_a_page(make_content, read):
     page = read(ReportContent(results, content.kept, views, content.stages))
     assert len(page.all("section")) == 3
     assert "12,345" in page.text
+
+
+def test_trials_are_shown_with_the_decision(make_content, read, tmp_path):
+    """What stage 2 wrote down, through the file: before and after of each trial, and why."""
+    content = make_content(2)
+    assert "Trials" not in read(content).text
+    stage2 = tmp_path / "stage2"
+    (stage2 / "trials/dir").mkdir(parents=True)
+    for picture in ("truth", "render", "fixed", "calibrated"):
+        shutil.copy(content.kept["a.png"], stage2 / f"trials/dir/a_{picture}.png")
+    trial = {"view": "dir/a<1>.JPG", "name": "dir/a"}
+    trial["psnr"] = {"render": 18.2, "fixed": 17.9, "calibrated": 19.4}
+    record = {"decision": "fixer on 1 trial: 18.20 → 19.40 dB", "adaptation": None}
+    record |= {"failed": {"b.JPG": "why"}, "trials": [trial]}
+    (stage2 / "trials.json").write_text(json.dumps(record))
+    trials = TrialsRecord.of_manifest(Manifest(stage2, {}))
+    page = read(replace(content, trials=trials))
+    assert "Fixer on 1 trial: 18.20 → 19.40 dB." in page.text
+    assert "No trial of b.JPG" in page.text and "dir/a<1>.JPG" in page.text
+    for text in ("18.20 dB", "17.90 dB -0.30 dB", "19.40 dB +1.20 dB"):
+        assert text in page.text
+    shown = page.all("img", alt="dir/a<1>.JPG: Used")
+    assert len(shown) == 1 and shown[0]["src"].startswith("data:image/webp;base64,")
+    assert len(page.all("section")) == 2 + 1
+    assert TrialsRecord.of_manifest(Manifest(tmp_path, {})) is None
 
 
 def test_a_broken_picture_is_an_error_that_names_it(make_content, tmp_path):

@@ -96,6 +96,50 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
+class TrialRecord:
+    """One kept photo that a fit was made without, and what stage 2's fixer made of its render."""
+
+    name: str
+    images: dict[str, Path]
+    """truth, render, fixed, calibrated → file."""
+    psnr: dict[str, float]
+    """render, fixed, calibrated → dB against the photo."""
+
+
+@dataclass(frozen=True)
+class TrialsRecord:
+    """What stage 2 learned about its fixer before it used it."""
+
+    decision: str
+    adaptation: str | None
+    """Whether the network was adapted to the scene; None where nobody asked."""
+    failed: Sequence[str]
+    """Views without a trial."""
+    trials: Sequence[TrialRecord]
+
+    @staticmethod
+    def of_manifest(manifest: Manifest) -> TrialsRecord | None:
+        """Read stage 2's trials, or None where it made none."""
+        path = manifest.dir / "trials.json"
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text("utf-8"))
+        trials = [
+            TrialRecord(
+                trial["view"],
+                {
+                    picture: manifest.dir / "trials" / f"{trial['name']}_{picture}.png"
+                    for picture in ("truth", "render", "fixed", "calibrated")
+                },
+                trial["psnr"],
+            )
+            for trial in found["trials"]
+        ]
+        adaptation = found["adaptation"] and found["adaptation"]["decision"]
+        return TrialsRecord(found["decision"], adaptation, list(found["failed"]), trials)
+
+
+@dataclass(frozen=True)
 class ReportContent:
     """Everything on the page."""
 
@@ -111,6 +155,8 @@ class ReportContent:
     """What a reader must know before believing the numbers (a stage is missing, LPIPS is not available, …)."""
     ply_path: str | None = None
     """The final splat, relative to the report."""
+    trials: TrialsRecord | None = None
+    """None where stage 2 made none."""
 
 
 def choose_views(views: Sequence[ViewRecord], count: int) -> list[ViewRecord]:

@@ -32,6 +32,7 @@ from s2d.report.content import (
     choose_views,
 )
 from s2d.report.summary import delta_html, headline_tiles, summary_table
+from s2d.report.trials import trials_section
 
 ASSETS = Path(__file__).parent
 MAX_SIDE = 1000  # pixels a picture is shown with at most: larger ones are scaled down for the page
@@ -53,7 +54,8 @@ def write_report(path: Path, content: ReportContent, max_mb: float = DEFAULT_MAX
     """
     check_range("max_mb", max_mb, above=0.0)
     kept = {name: _thumbnail(photo, KEPT_HEIGHT) for name, photo in content.kept.items()}
-    budget = max_mb * 1e6 - sum(map(len, kept.values()))
+    trials = trials_section(content.trials, _data_uri)
+    budget = max_mb * 1e6 - sum(map(len, kept.values())) - len(trials)
     shown = list(content.views)
     encoded: dict[str, dict[str, str]] = {}
     while True:
@@ -85,6 +87,7 @@ def write_report(path: Path, content: ReportContent, max_mb: float = DEFAULT_MAX
         hero_numbers=_gain_chart(content),
         hero_hidden="" if shown else "hidden",
         summary=summary_table(content.results),
+        trials=trials,
         views="".join(_view_row(view, encoded[view.name], view is _hero(shown)) for view in _worst_first(shown)),
         filters=_filters(shown),
         charts=_charts(content),
