@@ -41,6 +41,7 @@ from s2d.rasterize import cpus_for_kernels, keep_freed_memory, rasterize
 from s2d.report import (
     ReportContent,
     StageRecord,
+    TrialsRecord,
     ViewRecord,
     print_results,
     run_facts,
@@ -371,6 +372,9 @@ def report_content(run: Run, results: dict, per_view: dict, notes: Sequence[str]
         ],
         facts=run_facts(run.manifests),
         notes=notes,
+        trials=TrialsRecord.of_manifest(run.manifests["stage2"])
+        if "stage2" in run.manifests
+        else None,
         ply_path=ply.relative_to(run.model_dir).as_posix(),
     )
 
