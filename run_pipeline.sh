@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From photos with cameras to a clean 3D Gaussian Splatting scene: sets up .venv, runs stages 0-3 and the evaluation.
+# From photos, with cameras or without, to a clean 3D Gaussian Splatting scene: sets up .venv, runs stages 0-3 and the evaluation.
 # Without arguments: the demo scene. Run it again to go on after an interruption; what is finished is not done again.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -9,12 +9,14 @@ usage() {
   cat <<'TEXT'
 usage: bash run_pipeline.sh [-s SCENE] [-m OUT] [options]
 
-  -s SCENE               COLMAP scene (images/, sparse/0) or a folder with transforms.json   [demo/study]
+  -s SCENE               COLMAP scene (images/, sparse/0), a folder with transforms.json,
+                         or a folder of 3 to 30 photos without cameras                       [demo/study]
   -m OUT                 output folder, an ordinary 3DGS model folder                        [out/<name of SCENE>]
   --keep-every N         keep every Nth photo as input
   --keep-indices I,J,..  keep these photos (positions in name order)
   --keep-count K         keep K photos, evenly spaced                                        [demo scene: 6]
   --eval                 hold every 8th photo out for the evaluation alone
+  --all-images           photos without cameras: find the cameras with the test photos, too
   --test-every N         with --eval: every Nth instead of every 8th
   --novel MODE           where to make pseudo views: auto, given, interpolate, orbit, perturb
   --preset NAME          settings from configs/<script>/NAME.yaml
@@ -49,7 +51,7 @@ while [ $# -gt 0 ]; do
       usage
       exit 0
       ;;
-    --eval) views+=("$flag") && continue ;;
+    --eval | --all-images) views+=("$flag") && continue ;;
     --overwrite) common+=("$flag") && continue ;;
     -s | -m | --source | --model-dir | --keep-every | --keep-indices | --keep-count | --test-every | --novel | --preset | --device | --seed) ;;
     *) refuse "unknown argument $flag" ;;

@@ -126,8 +126,11 @@ def match_all(
         seed: Of RANSAC.
     """
     if not database.is_file():
-        with pycolmap.Database.open(str(database)) as db:
+        started = database.with_suffix(".partial")
+        started.unlink(missing_ok=True)
+        with pycolmap.Database.open(str(started)) as db:
             write_photos(db, cameras, features)
+        started.rename(database)  # all photos or none, whenever the run is killed
     pairs = list(combinations(range(len(photos)), 2))
     with pycolmap.Database.open(str(database)) as db:
         left = [pair for pair in pairs if not db.exists_matches(pair[0] + 1, pair[1] + 1)]

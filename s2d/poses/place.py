@@ -138,7 +138,7 @@ def _quiet_colmap() -> Iterator[None]:
 
 
 def _nothing_placed(photos: Sequence[Photo]) -> str:
-    sizes = {photo.info.stored_size for photo in photos}
+    sizes = {tuple(sorted(photo.info.stored_size)) for photo in photos}
     mixed = (
         f" They have {len(sizes)} different sizes; crops and screenshots have no usable lens."
         if len(sizes) > 1

@@ -21,7 +21,7 @@ MIN_SHARED = 8  # of these, of points that three photos see: they alone say how 
 MAX_FOCAL_SIGMA_EXIF = 0.03
 MAX_FOCAL_SIGMA_GUESS = 0.15
 MAX_DISTORTION_SIGMA = 0.05
-MIN_SIGNIFICANCE = 2.0  # a distortion within so many standard deviations of zero is zero
+MIN_SIGNIFICANCE = 3.0  # a distortion within so many standard deviations of zero is zero
 
 
 class Quality(NamedTuple):
