@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.tables import Printer
 from s2d.capture.pairs import Pair, compare
-from s2d.capture.photos import Photo, find_photos, read_photo
+from s2d.capture.photos import WORKING_SIDE, Photo, find_photos, read_photo
 from s2d.capture.report import MAX_FEATURES
 from s2d.capture.rules import Finding, judge
 from s2d.config import run_script
@@ -165,15 +165,24 @@ def damages(others: list[Path]) -> list[Damage]:
 
 
 def gaussian(sigma: float) -> Callable[[Picture], Picture]:
-    return lambda picture: cv2.GaussianBlur(picture, (0, 0), sigma)
+    return lambda picture: cv2.GaussianBlur(picture, (0, 0), sigma * enlargement(picture))
 
 
 def motion(length: int) -> Callable[[Picture], Picture]:
-    kernel = np.zeros((length, length), np.float32)
-    middle, step = (length - 1) / 2, np.array([np.cos(0.4), np.sin(0.4)]) * (length - 1) / 2
-    ends = [tuple(np.rint(middle + sign * step).astype(int).tolist()) for sign in (-1, 1)]
-    cv2.line(kernel, *ends, 1.0)
-    return lambda picture: cv2.filter2D(picture, -1, kernel / kernel.sum())
+    def apply(picture: Picture) -> Picture:
+        reach = (round(length * enlargement(picture)) - 1) / 2
+        middle, step = int(reach), np.array([np.cos(0.4), np.sin(0.4)]) * reach
+        kernel = np.zeros((2 * middle + 1, 2 * middle + 1), np.float32)
+        ends = [tuple(np.rint(middle + sign * step).astype(int).tolist()) for sign in (-1, 1)]
+        cv2.line(kernel, *ends, 1.0)
+        return cv2.filter2D(picture, -1, kernel / kernel.sum())
+
+    return apply
+
+
+def enlargement(picture: Picture) -> float:
+    """Pixels of a picture per working pixel."""
+    return max(1.0, max(picture.shape) / WORKING_SIDE)
 
 
 def gain(blue: float, green: float, red: float) -> Callable[[Picture], Picture]:
@@ -221,9 +230,10 @@ def turned(picture: Picture, flat: bool) -> list[Picture]:
 def damage_table(captures: dict[str, Looked], num_photos: int) -> Table:
     """Damage each photo in turn; a hit is the right finding for it, a false alarm any for another photo."""
     table = Table(title="One photo damaged")
-    for heading in ("damage", "strength", "found", "of", "other photos blamed", "missed in"):
-        table.add_column(heading, justify="right" if heading in ("found", "of") else "left")
-    scores: dict[tuple[str, str], list[tuple[str, bool, int]]] = {}
+    for heading in ("damage", "strength", "found", "as a note", "of", "others blamed", "missed in"):
+        left = heading in ("damage", "strength", "missed in")
+        table.add_column(heading, justify="left" if left else "right")
+    scores: dict[tuple[str, str], list[Outcome]] = {}
     names = list(captures)
     for number, (name, looked) in enumerate(captures.items()):
         logger.info("damaging photos of %s (%d of %d)", name, number + 1, len(captures))
@@ -233,43 +243,64 @@ def damage_table(captures: dict[str, Looked], num_photos: int) -> Table:
         rows = np.rint(np.linspace(0, len(looked.photos) - 1, num_photos + 2)).astype(int)[1:-1]
         for damage in damages(foreign):
             for row in rows.tolist():
-                hit, others = try_damage(looked, row, damage)
-                scores.setdefault((damage.name, damage.strength), []).append((name, hit, others))
+                outcome = try_damage(name, looked, row, damage)
+                scores.setdefault((damage.name, damage.strength), []).append(outcome)
         for kinds, flat in (({"parallax"}, False), ({"parallax", "flat"}, True)):
             what = ("all photos of one poster", "") if flat else ("all photos from one spot", "")
             for row in rows.tolist():
                 hit = try_turned(looked.paths[row], kinds, flat)
-                scores.setdefault(what, []).append((name, hit, 0))
+                scores.setdefault(what, []).append(Outcome(name, hit))
     for (name, strength), results in scores.items():
-        missed = sorted({Path(place).name for place, hit, _ in results if not hit})
-        found = sum(hit for _, hit, _ in results)
-        blamed = sum(others for _, _, others in results)
+        missed = sorted({Path(one.capture).name for one in results if not one.found})
+        counts = (
+            sum(one.found for one in results),
+            sum(one.noted for one in results),
+            len(results),
+            sum(one.others for one in results),
+        )
         shown = ", ".join(missed) if len(missed) <= 4 else f"{len(missed)} captures"
-        table.add_row(name, strength, str(found), str(len(results)), str(blamed), shown)
+        table.add_row(name, strength, *map(str, counts), shown)
     return table
 
 
-def try_damage(looked: Looked, row: int, damage: Damage) -> tuple[bool, int]:
-    """Whether the damaged photo gets the finding, and how many other photos get a warning that they had not."""
+@dataclass(frozen=True)
+class Outcome:
+    """What the check said about one damage."""
+
+    capture: str
+    found: bool
+    """The damaged photo got the right warning."""
+    noted: bool = False
+    """It got the right note instead."""
+    others: int = 0
+    """Photos that got a warning though nothing was done to them."""
+
+
+def try_damage(name: str, looked: Looked, row: int, damage: Damage) -> Outcome:
+    """Damage a photo, compare it anew, and judge."""
     picture = damage.apply(cv2.imread(str(looked.paths[row])))
     photos = list(looked.photos)
     place = len(photos) if damage.added else row
-    name = "damaged.jpg"
-    photos[place : place + 1] = [photo_of(picture, name, damage.quality)]
+    spoiled = "damaged.jpg"
+    photos[place : place + 1] = [photo_of(picture, spoiled, damage.quality)]
     pairs = [pair for pair in looked.pairs if place not in (pair.a, pair.b)]
     for other in range(len(photos)):
         if other != place and (pair := compare(*sorted((other, place)), photos)) is not None:
             pairs.append(pair)
-    found = alarms(judge(photos, pairs))
-    hit = any(finding.kind in damage.kinds and name in finding.photos for finding in found)
-    before = {
-        (finding.kind, photo)
-        for finding in alarms(judge(looked.photos, looked.pairs))
-        for photo in finding.photos
-    }
-    after = {(finding.kind, photo) for finding in found for photo in finding.photos}
-    # A duplicate is one of two, whichever is named.
-    return hit, sum(photo != name for _, photo in after - before)
+    said = [
+        finding
+        for finding in judge(photos, pairs)
+        if spoiled in finding.photos and finding.kind in damage.kinds
+    ]
+    found = bool(alarms(said))
+    before = blamed(judge(looked.photos, looked.pairs))
+    others = {photo for _, photo in blamed(judge(photos, pairs)) - before} - {spoiled}
+    return Outcome(name, found, bool(said) and not found, len(others))
+
+
+def blamed(findings: list[Finding]) -> set[tuple[str, str]]:
+    """Which photos get which warning."""
+    return {(finding.kind, photo) for finding in alarms(findings) for photo in finding.photos}
 
 
 def try_turned(path: Path, kinds: set[str], flat: bool) -> bool:

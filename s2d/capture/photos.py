@@ -134,9 +134,7 @@ def _exif(path: Path) -> tuple[str, float]:
 
 def _detect(grey: np.ndarray, max_features: int) -> tuple[np.ndarray, np.ndarray]:
     pixels = np.rint(grey * 255).astype(np.uint8)
-    # Without the precise upscaling all positions are a little off, by more in a smaller picture.
-    sift = cv2.SIFT_create(max_features, enable_precise_upscale=True)
-    keypoints, descriptors = sift.detectAndCompute(pixels, None)
+    keypoints, descriptors = cv2.SIFT_create(max_features).detectAndCompute(pixels, None)
     if not keypoints:
         return np.zeros((0, 2)), np.zeros((0, 128), np.float32)
     xys = np.array([point.pt for point in keypoints]) + 0.5  # OpenCV: whole numbers are centres

@@ -34,8 +34,8 @@ WEAK_MATCHES = 20  # the good scenes hold together by 27 or more
 # Shares of matches that a turn, or one plane, explains: every photo of the good scenes has a pair below 0.36, or 0.81.
 TURNED_SHARE, FLAT_SHARE = 0.85, 0.95
 MIN_ANGLE = 0.7  # degrees; every photo of the good scenes has a pair above 2.0
-# Of the longer side: a copy of half the size gives 0.0004, the good scenes' most alike frames are 0.0022 apart.
-SAME_SHIFT = 0.001
+# Of the longer side: a copy of half the size gives 0.0008, the good scenes' most alike frames are 0.0022 apart.
+SAME_SHIFT = 0.0012
 SAME_SHARE = 0.3  # of the features that match
 FEW_FEATURES = 60
 OTHER_LENS = 1.1  # ratio of focal lengths
