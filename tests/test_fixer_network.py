@@ -25,6 +25,7 @@ TINY = replace(
         "up_block_types": ("UpDecoderBlock2D",) * 3,
     },
     difference=False,
+    patch=1,
     mixing=MixingConfig(),
 )
 SEES_DIFFERENCE = replace(
@@ -200,8 +201,29 @@ def test_what_does_not_project_is_not_seen(generator):
     assert not torch.equal(model(rendered, guidance, empty, -photo[:, None]), first)
 
 
+@torch.no_grad()
+def test_patches_are_a_network_on_the_images_four_phases(generator):
+    """Two networks with the same weights: one takes the image in patches, the other its four phases as channels."""
+    phases = {**TINY.vae, "in_channels": 28, "out_channels": 16}
+    model = randomise(build_model(replace(SEES_DIFFERENCE, vae=phases, patch=2)), 0)
+    assert model.multiple == 2 * build_model(TINY).multiple
+    shown = torch.rand(1, 7, 32, 48, generator=generator)
+    split = torch.stack([shown[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 2).flatten(1, 2)
+    latents, skips = model.vae.encode_with_skips(split)
+    painted = model.vae.decode_with_skips(model.denoise(latents[:, None]), skips).unflatten(
+        1, (4, 4)
+    )
+    whole = torch.empty(1, 4, 32, 48)
+    for phase in range(4):
+        whole[..., phase // 2 :: 2, phase % 2 :: 2] = painted[:, :, phase]
+    expected = shown[:, :3] + whole[:, :3] + whole[:, 3:] * shown[:, 3:6]
+    assert torch.allclose(model.repair(shown), expected, atol=1e-6)
+
+
 def test_a_description_whose_channels_do_not_fit_is_refused():
-    with pytest.raises(ValueError, match="7 channels in and 4 out with difference=True, got 3 and"):
+    with pytest.raises(
+        ValueError, match="7 channels in and 4 out with difference=True and patch=1, got 3"
+    ):
         replace(TINY, difference=True)
     with pytest.raises(ValueError, match="difference needs residual"):
         replace(SEES_DIFFERENCE, residual=False)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
@@ -60,7 +61,7 @@ class FixerModel(nn.Module):
             len(self.vae.config.block_out_channels) + len(self.unet.config.block_out_channels) - 2
         )
         stride = self.config.mixing.stride if self.config.mixing.kind == "learned" else 1
-        return math.lcm(2**halvings, stride)
+        return math.lcm(self.config.patch * 2**halvings, stride)
 
     def show(
         self,
@@ -89,7 +90,7 @@ class FixerModel(nn.Module):
         shown: Tensor,  # [B, 3 or 7, H, W], from `show`
     ) -> Encoding:
         """Encode what the network sees."""
-        return Encoding(*self.vae.encode_with_skips(shown))
+        return Encoding(*self.vae.encode_with_skips(F.pixel_unshuffle(shown, self.config.patch)))
 
     def denoise(
         self,
@@ -113,6 +114,7 @@ class FixerModel(nn.Module):
         if references is not None:
             views = torch.cat([views, references], dim=1)
         painted = self.vae.decode_with_skips(self.denoise(views), skips)
+        painted = F.pixel_shuffle(painted, self.config.patch)
         if not self.config.residual:
             return painted
         fixed = shown[:, :3] + painted[:, :3]
