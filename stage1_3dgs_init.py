@@ -1,7 +1,7 @@
 """Stage 1: fit 3D Gaussians to the kept photos, then render every novel camera: images with artifacts.
 
 Reads   SCENE (-s) kept photos; OUT/stage0/ split.json, novel_cameras.json, points.ply
-Writes  OUT/stage1/ renders/<name>.png, train_indices.txt, novel_indices.txt, image_names.txt, history.json
+Writes  OUT/stage1/ renders/<name>.png, kept_cameras.json, train_indices.txt, novel_indices.txt, image_names.txt, history.json
         OUT/chkpnt_stage1_<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json
 
 Example
@@ -26,6 +26,7 @@ from s2d.model_folder import copy_results, kept_views, point_cloud_name, write_c
 from s2d.optim import LearningRates, active_sh_degree, scene_extent, set_means_rate
 from s2d.ply_io import read_points_ply
 from s2d.rasterize import cpus_for_kernels
+from s2d.refinement import Refinement, RefinementRates, register_cameras, write_refinement
 from s2d.sampling import ViewSampler
 from s2d.scene import Scene
 from s2d.split import Split, make_split
@@ -36,6 +37,7 @@ from s2d.training import (
     load_run,
     optimise_view,
     record,
+    refine_cameras,
     render_views,
     require_cpu,
     run_checkpoint,
@@ -74,6 +76,12 @@ class Config:
     """2D gradient above which a Gaussian is cloned or split. Lower grows more."""
     max_gaussians: int = 60_000
     """Never grow beyond this number. Few photos: more Gaussians fit them better and the views between them worse."""
+    optim_pose: bool = False
+    """Also learn where the kept photos were taken: for cameras that are some pixels off."""
+    optim_focal: bool = False
+    """Also learn the focal lengths, one factor for all photos of a camera."""
+    optim_exposure: bool = False
+    """Also learn each kept photo's brightness, one factor per colour channel."""
     keep_every: int | None = None
     """Only checked: stage 0 has chosen the kept views."""
     keep_indices: tuple[int, ...] | None = None
@@ -134,8 +142,9 @@ def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> Traini
         cfg.densify, grad_threshold=cfg.densify_grad_threshold, max_gaussians=cfg.max_gaussians
     )
     sampler = ViewSampler(kept.cameras.names, seed=cfg.seed)
+    refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
     if checkpoint.exists():
-        run = load_run(checkpoint, rates, sampler)
+        run = load_run(checkpoint, rates, sampler, refined)
     else:
         points, rgbs, confidence = read_points_ply(stage0.dir / "points.ply")
         chosen = thin_points(points, cfg.max_init_points, confidence)
@@ -145,6 +154,11 @@ def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> Traini
         )
         extent = scene_extent(kept.cameras, points)
         run = start_run(gaussians, rates, extent, sampler, cfg.seed)
+        if refined.any:
+            cameras = kept.cameras
+            if cfg.optim_pose:
+                cameras = register_cameras(gaussians.detached(), cameras, kept.image, extent)
+            run.refinement = Refinement(cameras, extent, refined)
 
     num_steps = cfg.sample_iteration
     with cpus_for_kernels(), progress(num_steps, "stage 1", start=run.step) as bar:
@@ -159,6 +173,7 @@ def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> Traini
                 sh_degree=active_sh_degree(run.step, cfg.sh_degree_every, cfg.sh_degree),
                 opacity_weight=cfg.opacity_weight,
             )
+            refine_cameras(run, run.step / num_steps)
             control_density(run, policy, 0, num_steps)
             record(run, loss)
             if run.step % cfg.checkpoint_every == 0 and run.step < num_steps:
@@ -173,7 +188,8 @@ def write_outputs(
     """Write the checkpoint, the Gaussians and the text files."""
     save_checkpoint(stage.extra_path(f"chkpnt_stage1_{run.step}.pth"), run_checkpoint(run))
     run.gaussians.save_ply(stage.extra_path(point_cloud_name(run.step)))
-    write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([kept.cameras, novel]))
+    cameras = write_refinement(stage.dir, run.refinement, kept.cameras)
+    write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([cameras, novel]))
     # The release's form: positions in image_names.txt, one per line; all views that training may know of.
     names = sorted({*split.kept, *novel.names})
     atomic_write_text(stage.dir / "image_names.txt", lines(names))

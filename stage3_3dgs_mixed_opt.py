@@ -5,7 +5,7 @@ however many pseudo views there are. *Weighted gradient*: on pseudo views, pixel
 and all pixels as far as stage 2's trials have shown that they are right.
 
 Reads   SCENE (-s) kept photos; OUT/chkpnt_stage1_<it>.pth; OUT/stage0 cameras; OUT/stage2/ fixed, mask, confidence
-Writes  OUT/stage3/ renders/<name>.png, history.json
+Writes  OUT/stage3/ renders/<name>.png, kept_cameras.json, history.json
         OUT/chkpnt<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json, OUT/cfg_args.json
 
 Example
@@ -27,7 +27,7 @@ from s2d.checks import check_range
 from s2d.config import no_effect, run_script
 from s2d.densify import DensifyPolicy
 from s2d.files import atomic_write_json
-from s2d.gaussians import load_checkpoint, save_checkpoint
+from s2d.gaussians import Checkpoint, load_checkpoint, save_checkpoint
 from s2d.images import read_image, resize_image
 from s2d.log import logger, progress
 from s2d.losses import novel_view_weight
@@ -40,6 +40,7 @@ from s2d.model_folder import (
 )
 from s2d.optim import LearningRates, active_sh_degree, set_means_rate
 from s2d.rasterize import cpus_for_kernels
+from s2d.refinement import Refinement, RefinementRates, write_refinement
 from s2d.sampling import SampleDrop, ViewSampler
 from s2d.scene import Scene
 from s2d.split import Split
@@ -50,6 +51,7 @@ from s2d.training import (
     load_run,
     optimise_view,
     record,
+    refine_cameras,
     render_views,
     require_cpu,
     run_checkpoint,
@@ -91,6 +93,12 @@ class Config:
     """2D gradient above which a Gaussian is cloned or split. Lower grows more."""
     max_gaussians: int = 80_000
     """Never grow beyond this number."""
+    optim_pose: bool = False
+    """Also learn where the kept photos were taken, on from stage 1's cameras."""
+    optim_focal: bool = False
+    """Also learn the focal lengths, one factor for all photos of a camera."""
+    optim_exposure: bool = False
+    """Also learn each kept photo's brightness, one factor per colour channel."""
     start_checkpoint: Path | None = no_effect(None)
     """Checkpoint to go on from, ours or one of 3DGS; default: stage 1's."""
     stage1_meta_dir: Path | None = no_effect(None)
@@ -170,8 +178,9 @@ def optimise(
             f"{start} is at step {first.step} already, but --iterations is {cfg.iterations}. Expected a later last step: "
             f"pass --iterations {first.step + 3000}."
         )
+    refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
     if checkpoint.exists():
-        run = load_run(checkpoint, rates, sampler)
+        run = load_run(checkpoint, rates, sampler, refined)
     else:
         run = start_run(
             first.gaussians,
@@ -181,6 +190,7 @@ def optimise(
             cfg.seed,
             first.step,
             first.optimizer_state,
+            start_refinement(first, kept.cameras, refined),
         )
 
     num_steps = cfg.iterations - first.step
@@ -200,6 +210,7 @@ def optimise(
                 gradient_weight=weight,
                 opacity_weight=cfg.opacity_weight,
             )
+            refine_cameras(run, (run.step - first.step) / num_steps)
             control_density(run, policy, first.step, cfg.iterations)
             record(run, loss)
             if run.step % cfg.checkpoint_every == 0 and run.step < cfg.iterations:
@@ -209,13 +220,30 @@ def optimise(
     return run
 
 
+def start_refinement(
+    first: Checkpoint, given: Cameras, rates: RefinementRates
+) -> Refinement | None:
+    """Take over the cameras that the checkpoint's Gaussians belong to, and learn on if asked to."""
+    state = (first.run_state or {}).get("refinement")
+    if state is None:
+        return Refinement(given, first.scene_extent, rates) if rates.any else None
+    refinement = Refinement.from_state(state, rates, with_optimizer=False)
+    if refinement.base.names != given.names:
+        raise ValueError(
+            f"The start checkpoint has refined cameras of {len(refinement.base)} views (first: {refinement.base.names[0]}). "
+            f"Expected the {len(given)} kept views of stage 0. Run stage 1 again, or give another --start-checkpoint."
+        )
+    return refinement
+
+
 def write_outputs(
     cfg: Config, stage: Stage, run: TrainingRun, split: Split, kept: Scene, novel: Cameras
 ) -> None:
     """Write the final Gaussians and what viewers want beside them."""
     save_checkpoint(stage.extra_path(f"chkpnt{run.step}.pth"), run_checkpoint(run))
     run.gaussians.save_ply(stage.extra_path(point_cloud_name(run.step)))
-    write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([kept.cameras, novel]))
+    cameras = write_refinement(stage.dir, run.refinement, kept.cameras)
+    write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([cameras, novel]))
     write_cfg_args(
         stage.extra_path("cfg_args.json"),
         cfg.source,

@@ -87,8 +87,18 @@ def rasterize(
     return Render(out.rgb, out.alpha, out.depth, out.radii)
 
 
+class CameraTensors(Protocol):
+    """One camera whose numbers may require grad. `s2d.refinement.RefinedView` is one."""
+
+    viewmat: Tensor  # [4, 4]
+    K: Tensor  # [3, 3]
+
+
 def training_view(
-    gaussians: RawGaussians, camera: Cameras, sh_degree: int | None = None
+    gaussians: RawGaussians,
+    camera: Cameras,
+    sh_degree: int | None = None,
+    refined: CameraTensors | None = None,
 ) -> TrainingView:
     """Render one camera for a training step without autograd through the Gaussians; `TrainingView` has the rest.
 
@@ -96,12 +106,13 @@ def training_view(
         gaussians: N Gaussians; their tensors are updated in place.
         camera: One camera.
         sh_degree: Degree in use; None uses all coefficients.
+        refined: Instead of the camera's viewmat and K.
     """
     names = ("means", "log_scales", "quats", "opacity_logits", "sh0", "shN")
     return TrainingView(
         {name: getattr(gaussians, name) for name in names},
-        camera.viewmats.squeeze(0),
-        camera.Ks.squeeze(0),
+        camera.viewmats.squeeze(0) if refined is None else refined.viewmat,
+        camera.Ks.squeeze(0) if refined is None else refined.K,
         camera.width,
         camera.height,
         sh_degree=sh_degree,

@@ -26,6 +26,7 @@ from s2d.losses import photometric_loss
 from s2d.model_folder import render_name
 from s2d.optim import LearningRates, SparseGaussianAdam, create_optimizer
 from s2d.rasterize import rasterize, training_view
+from s2d.refinement import Refinement, RefinementRates
 from s2d.sampling import ViewSampler
 
 HISTORY_EVERY = 20
@@ -43,6 +44,8 @@ class TrainingRun:
     step: int
     """Finished steps, counted over stages 1 and 3."""
     densify_state: DensifyState
+    refinement: Refinement | None = None
+    """Corrections of the kept cameras; None where they are taken as given."""
     history: dict[str, list[float]] = field(
         default_factory=lambda: {"step": [], "loss": [], "num_gaussians": [], "seconds": []}
     )
@@ -64,6 +67,7 @@ def start_run(
     seed: int,
     step: int = 0,
     optimizer_state: dict | None = None,
+    refinement: Refinement | None = None,
 ) -> TrainingRun:
     """Begin a run; with `optimizer_state` Adam keeps the moments of the run before, at the new rates."""
     optimizer = create_optimizer(gaussians, rates, scene_extent)
@@ -71,7 +75,9 @@ def start_run(
         _load_moments(optimizer, optimizer_state)
     generator = torch.Generator().manual_seed(seed)
     state = DensifyState.zeros(gaussians.num, gaussians.means.device)
-    return TrainingRun(gaussians, optimizer, scene_extent, sampler, generator, step, state)
+    return TrainingRun(
+        gaussians, optimizer, scene_extent, sampler, generator, step, state, refinement
+    )
 
 
 def optimise_view(
@@ -88,7 +94,7 @@ def optimise_view(
 
     Args:
         run: Its Gaussians, optimiser, statistics and step count change in place.
-        camera: The one camera of the view.
+        camera: The one camera of the view; of a refined one the name and the size count, the rest is taken from `run.refinement`.
         target: Photo or fixed view. [H, W, 3]
         ssim_weight: See `photometric_loss`.
         sh_degree: Active degree.
@@ -102,8 +108,12 @@ def optimise_view(
         ValueError: The loss is not a number; names the tensor that went bad and the step.
     """
     gaussians = run.gaussians
-    view = training_view(gaussians, camera, sh_degree)
-    loss = photometric_loss(view.rgb, target, ssim_weight, gradient_weight)
+    refined = None
+    if run.refinement is not None and camera.names[0] in run.refinement:
+        refined = run.refinement.view(camera.names[0])
+    view = training_view(gaussians, camera, sh_degree, refined)
+    rgb = view.rgb if refined is None or refined.gain is None else view.rgb * refined.gain
+    loss = photometric_loss(rgb, target, ssim_weight, gradient_weight)
     if not bool(torch.isfinite(loss)):
         _raise_not_finite(run, target, camera.names[0])
     loss.backward()
@@ -130,6 +140,12 @@ def control_density(
         )
     if policy.reset_every > 0 and run.step % policy.reset_every == 0:
         reset_opacity(run.gaussians, run.optimizer)
+
+
+def refine_cameras(run: TrainingRun, progress: float) -> None:
+    """Take the step of the cameras that the last view has asked for, at this share of the schedule."""
+    if run.refinement is not None:
+        run.refinement.step(progress)
 
 
 def record(run: TrainingRun, loss: Tensor) -> None:
@@ -166,6 +182,7 @@ def run_checkpoint(run: TrainingRun) -> Checkpoint:
             "num_views": run.densify_state.num_views,
             "history": run.history,
             "seconds": run.seconds,
+            "refinement": None if run.refinement is None else run.refinement.state_dict(),
         },
     )
 
@@ -175,8 +192,16 @@ def save_run(run: TrainingRun, path: Path) -> None:
     save_checkpoint(path, run_checkpoint(run))
 
 
-def load_run(path: Path, rates: LearningRates, sampler: ViewSampler) -> TrainingRun:
-    """Continue a saved run; `sampler` must be made from the same views, and is set to its saved state."""
+def load_run(
+    path: Path,
+    rates: LearningRates,
+    sampler: ViewSampler,
+    refinement_rates: RefinementRates | None = None,
+) -> TrainingRun:
+    """Continue a saved run; `sampler` must be made from the same views, and is set to its saved state.
+
+    Cameras that were refined stay so; they go on learning at `refinement_rates`.
+    """
     saved = load_checkpoint(path)
     if saved.run_state is None:
         raise ValueError(f"{path} holds no run to continue. Delete it and start the stage again.")
@@ -188,6 +213,12 @@ def load_run(path: Path, rates: LearningRates, sampler: ViewSampler) -> Training
     run.densify_state = DensifyState(saved.run_state["grad_sum"], saved.run_state["num_views"])
     run.history = saved.run_state["history"]
     run.seconds_before = saved.run_state["seconds"]
+    if saved.run_state["refinement"] is not None:
+        run.refinement = Refinement.from_state(
+            saved.run_state["refinement"],
+            refinement_rates or RefinementRates(),
+            with_optimizer=True,
+        )
     return run
 
 

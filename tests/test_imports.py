@@ -15,8 +15,8 @@ LAYERS = [
     {"geometry", "sh", "images", "config", "stage_folders", "stage_io", "losses", "metrics"},
     {"cameras", "lenses", "plain_photos", "triangulation", "ply_io", "colmap_io", "transforms_io"},
     {"scene", "split", "sampling", "trajectories", "gaussians", "alignment", "capture", "poses"},
-    {"rasterize", "densify", "optim", "model_folder"},
-    {"guidance", "fixer", "training", "pairs"},
+    {"rasterize", "densify", "optim", "refinement", "model_folder"},
+    {"guidance", "fixer", "training", "pairs", "scored_cameras"},
     {"report"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}

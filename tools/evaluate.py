@@ -49,6 +49,7 @@ from s2d.report import (
     write_sheet,
 )
 from s2d.scene import Scene, load_scene
+from s2d.scored_cameras import carried_cameras, load_truth, registered_cameras
 from s2d.split import Split
 from s2d.stage_io import STAGE_SCRIPTS, Manifest, require_stage
 
@@ -71,6 +72,10 @@ class Config:
     """Output folder OUT of the run; at least stages 0 and 1 must have finished."""
     source: Annotated[Path | None, arg(aliases=["-s"])] = no_effect(None)
     """The scene, if it has moved since stage 0."""
+    truth: Path | None = None
+    """Score with the photos and cameras of this scene instead: for runs whose own cameras were estimated or made worse."""
+    refine_test_cameras: bool = False
+    """Also move each test camera to where its photo fits best before scoring: shows what a model lacks apart from its frame."""
     lpips: tuple[Literal["vgg", "alex"], ...] = ("vgg", "alex")
     """Networks to compute LPIPS with; their weights are looked for, then downloaded once (see docs/evaluation.md)."""
     sheet: bool = False
@@ -87,7 +92,11 @@ class Run:
     manifests: dict[str, Manifest]
     split: Split
     scene: Scene
+    given: Cameras
+    """The kept cameras as stage 0 knew them."""
     novel_cameras: Cameras
+    placements: dict[str, str] = field(default_factory=dict)
+    """Stage → how the test cameras were placed, where they are not as given."""
     test: dict[str, dict[str, Path]] = field(default_factory=dict)
     """Test view → column → picture."""
     novel: dict[str, dict[str, Path]] = field(default_factory=dict)
@@ -106,7 +115,7 @@ def main(cfg: Config) -> Path:
     """Evaluate; returns OUT/report.html."""
     run = open_run(cfg)
     nets, notes = load_networks(cfg.lpips)
-    render_test_views(run)
+    render_test_views(run, cfg.refine_test_cameras)
     collect_novel_views(run)
     per_view = score_views(run, nets)
     results = summarise(run, per_view)
@@ -144,8 +153,11 @@ def open_run(cfg: Config) -> Run:
             f"{len(missing)} of the views that {stage0.dir} was made with are not in {source} (first: {missing[0]}). "
             "Expected the same scene. Pass it with -s, or run stage 0 again."
         )
+    given = scene.cameras.select(split.kept)
+    if cfg.truth is not None:
+        scene, split = load_truth(cfg.truth, split)
     novel_cameras = Cameras.from_json(stage0.dir / "novel_cameras.json")
-    return Run(cfg.model_dir, manifests, split, scene, novel_cameras)
+    return Run(cfg.model_dir, manifests, split, scene, given, novel_cameras)
 
 
 def load_networks(names: Sequence[str]) -> tuple[dict[str, Lpips], list[str]]:
@@ -163,14 +175,17 @@ def load_networks(names: Sequence[str]) -> tuple[dict[str, Lpips], list[str]]:
 # -------------------------------------------------------------------------------------------------------------- pictures
 
 
-def render_test_views(run: Run) -> None:
+def render_test_views(run: Run, refine_cameras: bool) -> None:
     """Render the test cameras from the stage-1 checkpoint and from the final splat, beside the photos at 8 bits."""
     models = {"stage1": stage1_gaussians(run.manifests["stage1"])}
     if "stage3" in run.manifests:
         models["stage3"] = final_gaussians(run.manifests["stage3"])
-    cameras = run.scene.cameras.select(run.split.test)
-    run.test = {name: {} for name in cameras.names}
+    run.test = {name: {} for name in run.split.test}
     for stage, gaussians in models.items():
+        cameras = test_cameras(run, stage)
+        if refine_cameras:
+            cameras = registered_cameras(gaussians, cameras, run.scene.image, run.given)
+            run.placements[stage] = "each moved to where its photo fits best"
         folder = run.model_dir / "test" / f"ours_{run.manifests[stage].info['iteration']}"
         keep_freed_memory()  # scoring asks for one large block after the other
         with (
@@ -186,7 +201,19 @@ def render_test_views(run: Run) -> None:
                 write(picture, rasterize(gaussians, camera).rgb[0])
                 run.test[name] |= {"truth": photo, stage: picture}
                 bar.update(done)
-    add_test_guidance(run, cameras)
+    add_test_guidance(run, test_cameras(run, "stage0"))
+
+
+def test_cameras(run: Run, stage: str) -> Cameras:
+    """Return the test cameras in the frame of what a stage has made."""
+    path = run.manifests[stage].dir / "kept_cameras.json"
+    used = Cameras.from_json(path) if path.is_file() else run.given
+    test = run.scene.cameras.select(run.split.test)
+    cameras, fit = carried_cameras(test, run.scene.cameras, used)
+    if fit is not None:
+        run.placements[stage] = f"aligned to the run's by its kept photos ({fit})"
+        logger.info("evaluate: %s: test cameras %s", stage, run.placements[stage])
+    return cameras
 
 
 def stage1_gaussians(stage1: Manifest) -> Gaussians:
@@ -345,7 +372,7 @@ def summarise(run: Run, per_view: dict) -> dict:
         ),
         "device": run.manifests["stage1"].data["device"],
         "version": s2d.__version__,
-    }
+    } | ({"test_cameras": run.placements} if run.placements else {})
 
 
 # ------------------------------------------------------------------------------------------------------------ for people
@@ -359,6 +386,7 @@ def report_content(run: Run, results: dict, per_view: dict, notes: Sequence[str]
             f"This run is not finished: {missing[0]} is missing. Next: python {STAGE_SCRIPTS[missing[0]]} -m {run.model_dir}",
             *notes,
         ]
+    notes = [*notes, *(f"Test cameras of {stage}: {how}." for stage, how in run.placements.items())]
     last = run.manifests.get("stage3", run.manifests["stage1"])
     ply = next(path for path in last.extras if path.name == "point_cloud.ply")
     kept = {name: run.scene.image_paths[run.scene.names.index(name)] for name in run.split.kept}
