@@ -158,12 +158,12 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes) -> None:
     if found is not None:
         kept, _ = found
         inputs["kept photos"] = list(kept.image_paths)
+        inputs["kept cameras"] = hashlib.sha256(kept.cameras.to_json().encode()).hexdigest()
         inputs["trials"] = {
             "views": cfg.trial_views,
             "steps": cfg.trial_steps,
             "adapt_steps": cfg.adapt_steps,
             "seed": cfg.seed,
-            "cameras": hashlib.sha256(kept.cameras.to_json().encode()).hexdigest(),
         }
     for part in ("rendered", "guidance", "coverage"):
         files = [getattr(view, part) for view in views.values()]

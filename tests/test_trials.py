@@ -46,6 +46,17 @@ def copied(fixed, tmp_path) -> Path:
     return Path(shutil.copytree(fixed, tmp_path / "out"))
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Trials without worker processes, which take seconds to start; `fixed` has them."""
+
+    def run_here(work, jobs, *_):
+        for job in jobs:
+            yield job, "done", work(job, on_steps=lambda _: None)
+
+    monkeypatch.setattr(making, "run_jobs", run_here)
+
+
 def kept_of(out):
     return Split.load(out / "stage0/split.json").kept
 
@@ -148,7 +159,7 @@ def test_the_views_are_the_fixers_as_far_as_it_is_kept(fixed):
         assert (written - confidence).abs().max() <= 0.501 / 255
 
 
-def test_photos_that_are_not_kept_change_nothing(copied, fixed, tiny_scene, tmp_path):
+def test_photos_that_are_not_kept_change_nothing(copied, fixed, tiny_scene, tmp_path, in_process):
     """The leak test of the trials: other pixels in every other photo, the same bytes."""
     scene = Path(shutil.copytree(tiny_scene, tmp_path / tiny_scene.name))
     generator = torch.Generator().manual_seed(7)
@@ -165,13 +176,17 @@ def test_photos_that_are_not_kept_change_nothing(copied, fixed, tiny_scene, tmp_
 # --------------------------------------------------------------------------------------------------------- the decisions
 
 
-def test_a_harmful_fixer_is_not_used(copied, tiny_scene, monkeypatch):
-    def invert(self, rendered, guidance, coverage_mask, reference):
-        return FixResult(1 - rendered, coverage_mask, torch.ones_like(coverage_mask))
+def test_a_harmful_fixer_is_not_used(copied, tiny_scene, monkeypatch, in_process):
+    def spoil(self, rendered, guidance, coverage_mask, reference):
+        """A chequered pattern, which no photo has: it makes every pixel worse, and no share of it is of use."""
+        rows, columns = (torch.arange(size) for size in rendered.shape[:2])
+        sign = 1.0 - 2 * ((rows[:, None] + columns) % 2)[..., None]
+        spoiled = rendered + 0.8 * sign * torch.minimum(rendered, 1 - rendered)
+        return FixResult(spoiled, coverage_mask, torch.ones_like(coverage_mask))
 
     trials = copied / "stage2/trials"
     with monkeypatch.context() as patch:
-        patch.setattr(AnalyticFixer, "fix", invert)
+        patch.setattr(AnalyticFixer, "fix", spoil)
         run("stage2", tiny_scene, copied, *FLAGS, "--overwrite")
     assert verdict_of(copied)["decision"].startswith("off: on 2 trials the fixer turns")
     for path in (copied / "stage2/fixed").iterdir():
@@ -181,19 +196,22 @@ def test_a_harmful_fixer_is_not_used(copied, tiny_scene, monkeypatch):
         assert torch.equal(read_image(path), read_image(render))
 
 
-def test_an_interrupted_run_makes_no_trial_again(copied, fixed, tiny_scene, monkeypatch):
+def test_an_interrupted_run_makes_no_trial_again(
+    copied, fixed, tiny_scene, monkeypatch, in_process
+):
     def stop(*_):
         raise KeyboardInterrupt
+
+    def no_jobs(work, jobs, *_):
+        assert not jobs
+        yield from ()
 
     for module, name in ((judging, "calibrate"), (stage2_artifact_fix, "fix_view")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, stop)
             with pytest.raises(KeyboardInterrupt):
                 run("stage2", tiny_scene, copied, *FLAGS, "--overwrite")
-        monkeypatch.setattr(making, "make_trial", pytest.fail)  # nor anything of it
-        monkeypatch.setattr(
-            making, "run_jobs", lambda work, jobs, *_: iter(()) if not jobs else pytest.fail("jobs")
-        )
+        monkeypatch.setattr(making, "run_jobs", no_jobs)
     monkeypatch.setattr(judging, "make_trials", pytest.fail)
     run("stage2", tiny_scene, copied, *FLAGS, "--overwrite")
     assert results(copied, ["stage2"]) == results(fixed, ["stage2"])
