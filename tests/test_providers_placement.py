@@ -81,7 +81,7 @@ def true_sparse(cameras: Cameras, per_camera: int = 40) -> SparsePoints:
 
 def assert_on_surface(points: torch.Tensor) -> None:
     error = distance_to_surface(points) / EXTENT
-    assert float(torch.quantile(error, 0.999)) < 1e-3  # measured 2e-4
+    assert float(torch.quantile(error, 0.999)) < 1e-3  # measured 3.5e-4
     assert len(points) > 8000
 
 
@@ -167,7 +167,7 @@ def test_cameras_that_are_not_the_scene_s_are_told(caplog):
 def test_a_plane_has_no_edges_however_steep():
     x = torch.linspace(0, 1, 40).expand(30, 40)
     depth = 1 / (0.2 + 0.75 * x)  # 5 to 1.05 world units across the picture
-    assert float(depth_edges(depth).max()) < 1e-5  # measured 1e-6
+    assert float(depth_edges(depth).max()) < 2e-6  # measured 2.8e-7
 
 
 def test_steps_are_edges_also_when_smeared():
@@ -287,7 +287,7 @@ def test_depth_maps_have_the_photo_s_size_and_no_dropped_pixel():
     )
     kept = depth > 0
     assert 0.5 < float(kept.float().mean()) < 1  # edges are dropped
-    assert torch.allclose(depth[kept], expected[kept], rtol=1e-5)  # measured 4e-7
+    assert torch.allclose(depth[kept], expected[kept], rtol=5e-6)  # measured 4.1e-7
     assert bool(((torch.from_numpy(found.depth_maps["1"].confidence) > 0) == kept).all())
 
 
@@ -300,8 +300,8 @@ def test_the_fit_stands_a_third_of_wrong_points(shift):
     true_wrong[:65] *= torch.from_numpy(random.uniform(0.3, 3, 65))
     depths = 1 / w
     scale, offset = fit_inverse_depth(depths, true_wrong, with_shift=True)
-    assert scale == pytest.approx(2.5, rel=1e-4)  # measured 2e-9
-    assert offset == pytest.approx(shift, abs=1e-4)
+    assert scale == pytest.approx(2.5, rel=1e-9)  # measured 1.2e-15
+    assert offset == pytest.approx(shift, abs=1e-9)
 
 
 def test_the_fit_of_points_at_one_depth_has_no_shift():
