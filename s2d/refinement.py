@@ -31,12 +31,14 @@ from s2d.rasterize import RawGaussians, rasterize
 
 # Singular values of the common motions below this share of the largest: cameras in one place do not show a change of scale.
 NO_MOTION = 1e-6
-RATE = 1e-3  # of the stages, for each of radians, scene extents and logarithms: about a pixel of the coarsest detail
+RATE = 1e-3  # of the stages, for radians, scene extents and logarithms alike: half a pixel of a photo of 500
 FINAL_SHARE = 0.01  # of each rate, at the last step
 # Registration: rounds over all cameras at a part of the resolution. A camera that is off by 1 degree misses by some pixels, more
 # than a detail is wide: coarse pictures first.
 REGISTER_ROUNDS = ((4, 15), (2, 15), (1, 15))  # (pixels of the photo per pixel, rounds)
-REGISTER_RATE = 4e-3  # radians and scene extents at first: 45 rounds with falling steps reach about 2 degrees
+REGISTER_RATE = (
+    4e-3  # radians and scene extents at first: 45 rounds with falling steps reach about 2 degrees
+)
 MIN_ALPHA = 0.05  # where a picture is fainter, the points do not say what is to be seen
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tiny_scene import build_tiny_scene
 
 import stage1_3dgs_init
 import stage3_3dgs_mixed_opt
+from s2d.alignment import Sim3
 from s2d.cameras import Cameras
 from s2d.gaussians import Checkpoint, Gaussians, gaussians_from_points, load_checkpoint
 from s2d.geometry import invert_rigid, look_at, quat_to_rotation, rigid, rotation_angle
@@ -29,6 +31,7 @@ from s2d.scored_cameras import carried_cameras, load_truth
 from s2d.split import Split
 from s2d.stage_io import open_stage
 from s2d.training import load_run, optimise_view, refine_cameras, save_run, start_run
+from tools import evaluate
 
 F64 = torch.float64
 ALL = RefinementRates(pose=1e-3, focal=1e-3, exposure=1e-3)
@@ -345,6 +348,25 @@ def test_test_cameras_are_carried_along():
     assert "4 of 4 cameras agree" in fit
     test = cameras.select(["v1"])
     assert carried_cameras(test, cameras, cameras.select(kept)) == (test, None)
+
+
+def test_the_evaluation_follows_each_stages_own_cameras(tiny_scene, tmp_path):
+    scene = load_scene(tiny_scene)
+    split = Split("eval", scene.names[1:], (), scene.names[:1])
+    kept = scene.cameras.select(split.kept)
+    manifests = {name: SimpleNamespace(dir=tmp_path / name) for name in ("stage0", "stage1")}
+    run = evaluate.Run(tmp_path, manifests, split, scene, kept, kept[:0])
+    test = scene.cameras.select(split.test)
+    assert torch.equal(evaluate.test_cameras(run, "stage0").viewmats, test.viewmats)
+    (tmp_path / "stage1").mkdir()
+    shifted = Sim3(2.0, torch.eye(3, dtype=F64), torch.tensor([1.0, 0, 0], dtype=F64))
+    shifted.cameras(kept).to_json(tmp_path / "stage1/kept_cameras.json")
+    carried = evaluate.test_cameras(run, "stage1")
+    # A camera's centre c goes to 2 c + (1, 0, 0); float32
+    expected = 2 * test.centers + torch.tensor([1.0, 0, 0])
+    assert torch.allclose(carried.centers, expected, atol=1e-4)
+    assert list(run.placements) == ["stage1"]
+    assert "7 of 7 cameras agree" in run.placements["stage1"]
 
 
 def test_a_truth_is_matched_by_name_without_suffix(tmp_path):
