@@ -1,5 +1,6 @@
 """A plain folder of photos: what is in it, which lens took what, and what to tell a user whose folder cannot be used."""
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +8,6 @@ from typing import NamedTuple
 import pycolmap
 from PIL import Image
 
-from s2d.files import content_hash
 from s2d.images import ImageInfo, image_info, list_images
 from s2d.transforms_io import find_transforms
 
@@ -108,7 +108,8 @@ def leave_out_copies(photos: list[Photo]) -> tuple[list[Photo], dict[str, str]]:
     first: dict[str, str] = {}
     left, reasons = [], {}
     for photo in photos:
-        original = first.setdefault(content_hash(photo.path), photo.name)
+        content = hashlib.sha256(photo.path.read_bytes()).hexdigest()
+        original = first.setdefault(content, photo.name)
         if original == photo.name:
             left.append(photo)
         else:

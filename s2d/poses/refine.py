@@ -21,7 +21,7 @@ MIN_SHARED = 8  # of these, of points that three photos see: they alone say how 
 MAX_FOCAL_SIGMA_EXIF = 0.03
 MAX_FOCAL_SIGMA_GUESS = 0.15
 MAX_DISTORTION_SIGMA = 0.05
-MIN_SIGNIFICANCE = 3.0  # a distortion within so many standard deviations of zero is zero
+MIN_SIGNIFICANCE = 2.0  # a distortion within so many standard deviations of zero is zero
 
 
 class Quality(NamedTuple):
@@ -157,10 +157,14 @@ def _intrinsics_sigmas(model: pycolmap.Reconstruction) -> dict[int, np.ndarray |
 
     The noise of SIFT is about a third of that, so this is on the safe side.
     """
+    used = {model.images[image_id].camera_id for image_id in model.reg_image_ids()}
+    if (
+        model.num_reg_images() < 3
+    ):  # two views of things that are nearly flat fit many focal lengths
+        return dict.fromkeys(sorted(used))
     adjuster = _adjust(model, "CAUCHY", CAUCHY_SCALE)
     options = pycolmap.BACovarianceOptions()
     covariance = pycolmap.estimate_ba_covariance(options, model, adjuster)
-    used = {model.images[image_id].camera_id for image_id in model.reg_image_ids()}
     sigmas: dict[int, np.ndarray | None] = {}
     for camera_id in sorted(used):
         matrix = covariance and covariance.get_other_params_cov(model.cameras[camera_id].params)
