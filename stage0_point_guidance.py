@@ -204,7 +204,7 @@ def find_cameras(cfg: Config, stage: Stage) -> tuple[Scene, Split]:
     if len(split.kept) < 2:
         raise ValueError(
             f"{len(split.kept)} of the {len(wanted.kept)} kept photos could be placed. Expected at least 2. "
-            "Keep others (--keep-…), or see poses.json for what was tried."
+            "Keep others (--keep-…), or add photos between them."
         )
     stage.info |= {
         "poses": placement.record,

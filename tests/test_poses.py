@@ -16,6 +16,8 @@ from synthetic_stereo import BACKGROUND, FOREGROUND, Rectangle, viewmat
 import stage0_point_guidance as stage0
 from s2d.alignment import align_cameras
 from s2d.cameras import Cameras
+from s2d.poses.features import STANDARD, extract, match_all
+from s2d.poses.mapping import make_cameras
 from s2d.poses.photos import find_photos, is_photo_folder, leave_out_copies
 from s2d.poses.place import place_photos, write_photo_scene
 from s2d.poses.refine import polish, quality
@@ -181,6 +183,26 @@ def test_all_images_uses_the_held_out_photos_and_says_so(folder, tmp_path, caplo
     assert info["poses"]["placed"] == NAMES
     split = Split.load(stage / "split.json")
     assert split.novel == split.test == ("IMG 1.png", "IMG 3.png")
+
+
+def test_matches_are_the_same_on_any_number_of_threads_and_made_once(folder, tmp_path, monkeypatch):
+    photos = find_photos(folder)[:2]
+    features = [extract(photo, STANDARD, limit=400) for photo in photos]
+    cameras = make_cameras(photos, guess=1.0, shared=True)
+    found = []
+    for threads in ("1", "2"):
+        monkeypatch.setenv("S2D_NUM_THREADS", threads)
+        database = tmp_path / f"{threads}.db"
+        match_all(database, photos, features, cameras, seed=0)
+        with pycolmap.Database.open(str(database)) as db:
+            found.append(db.read_two_view_geometry(1, 2).inlier_matches)
+    assert len(found[0]) > 50 and np.array_equal(*found)
+
+    def fail(*_):
+        raise AssertionError("matched again what an interrupted run had matched")
+
+    monkeypatch.setattr(pycolmap, "match_image_pairs", fail)
+    match_all(database, photos, features, cameras, seed=0)
 
 
 def test_polish_finds_the_focal_length_despite_wrong_matches():
