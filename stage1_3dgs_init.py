@@ -29,6 +29,7 @@ from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import Refinement, RefinementRates, register_cameras, write_refinement
 from s2d.sampling import ViewSampler
 from s2d.scene import Scene
+from s2d.scored_cameras import follow_refinement
 from s2d.split import Split, make_split
 from s2d.stage_io import Manifest, Stage, open_stage, require_stage
 from s2d.training import (
@@ -115,6 +116,7 @@ def main(cfg: Config) -> Path:
         if not stage.up_to_date:
             with stage.timer("optimise"):
                 run = optimise(cfg, stage, stage0, kept)
+            novel = follow_refinement(novel, kept.cameras, run.refinement)
             with stage.timer("render"):
                 render_views(run.gaussians, novel, stage.dir / "renders")
             write_outputs(cfg, stage, run, split, kept, novel)

@@ -43,6 +43,7 @@ from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import Refinement, RefinementRates, write_refinement
 from s2d.sampling import SampleDrop, ViewSampler
 from s2d.scene import Scene
+from s2d.scored_cameras import follow_refinement
 from s2d.split import Split
 from s2d.stage_io import Stage, open_stage, require_stage
 from s2d.training import (
@@ -142,7 +143,11 @@ def main(cfg: Config) -> Path:
         if not stage.up_to_date:
             fixed = fixed_view_reader(cfg, novel, fixed_paths, mask_paths, confidence_paths)
             with stage.timer("optimise"):
-                run = optimise(cfg, stage, start, kept, novel, fixed)
+                first = load_checkpoint(start)
+                # Where stage 1 has rendered them, also while the kept cameras are learned on.
+                taken = start_refinement(first, kept.cameras, RefinementRates())
+                novel = follow_refinement(novel, kept.cameras, taken)
+                run = optimise(cfg, stage, start, first, kept, novel, fixed)
             with stage.timer("render"):
                 render_views(run.gaussians, novel, stage.dir / "renders")
             write_outputs(cfg, stage, run, split, kept, novel)
@@ -161,6 +166,7 @@ def optimise(
     cfg: Config,
     stage: Stage,
     start: Path,
+    first: Checkpoint,
     kept: Scene,
     novel: Cameras,
     fixed: Callable[[str], tuple[Tensor, Tensor]],
@@ -172,7 +178,6 @@ def optimise(
         cfg.densify, grad_threshold=cfg.densify_grad_threshold, max_gaussians=cfg.max_gaussians
     )
     sampler = ViewSampler(kept.cameras.names, novel.names, cfg.alpha, cfg.sample_drop, cfg.seed)
-    first = load_checkpoint(start)
     if first.step >= cfg.iterations:
         raise ValueError(
             f"{start} is at step {first.step} already, but --iterations is {cfg.iterations}. Expected a later last step: "

@@ -6,10 +6,10 @@ change the picture about alike, and one rate serves both.
 
 Gauge: photos do not tell where the world is. Moving all cameras and all Gaussians together, or growing both, changes no picture. To
 first order these common motions are w_i = u, d_i = (u x (c_i - c)) / L + v + s (c_i - c) / L for any u, v, s: seven directions among 6 C.
-`register_cameras` first moves each camera to where the point cloud, as it is, looks most like its photo: so the cloud says where the world
-is, and with it all cameras that were placed around it. From then on the motions are projected onto the complement of the common ones after
-each step: the rig stays there in the mean. (Fixing the first camera instead would leave its error to all others.) The mean
-logarithm of the gains is kept at zero likewise: brighter photos and darker Gaussians are the same pictures.
+`register_cameras` ties the rig to the points before the first step; afterwards it drifts slowly with the Gaussians, `summary` tells how
+far, and whoever renders from cameras of the given frame carries them along (`s2d.scored_cameras`). (Projecting the common motions out after each step
+was tried: it moves every camera for the sake of one, and cost 0.4 dB and more: docs/cameras.md.) The mean logarithm of the gains is kept at
+zero: brighter photos and darker Gaussians are the same pictures.
 """
 
 from collections.abc import Callable
@@ -31,14 +31,14 @@ from s2d.rasterize import RawGaussians, rasterize
 
 # Singular values of the common motions below this share of the largest: cameras in one place do not show a change of scale.
 NO_MOTION = 1e-6
-RATE = 1e-3  # of the stages, for radians, scene extents and logarithms alike: half a pixel of a photo of 500
+# Rates of the stages. Radians and scene extents: a pixel or two of a photo of 500. Logarithms.
+POSE_RATE, FOCAL_RATE, EXPOSURE_RATE = 3e-3, 1e-3, 1e-3
 FINAL_SHARE = 0.01  # of each rate, at the last step
 # Registration: rounds over all cameras at a part of the resolution. A camera that is off by 1 degree misses by some pixels, more
 # than a detail is wide: coarse pictures first.
 REGISTER_ROUNDS = ((4, 15), (2, 15), (1, 15))  # (pixels of the photo per pixel, rounds)
-REGISTER_RATE = (
-    4e-3  # radians and scene extents at first: 45 rounds with falling steps reach about 2 degrees
-)
+# Radians and scene extents at first: 45 rounds with falling steps reach about 2 degrees.
+REGISTER_RATE = 4e-3
 MIN_ALPHA = 0.05  # where a picture is fainter, the points do not say what is to be seen
 
 
@@ -60,7 +60,7 @@ class RefinementRates:
     @staticmethod
     def of_flags(pose: bool, focal: bool, exposure: bool) -> "RefinementRates":
         """The rates that the stages use for what is to be learned."""
-        return RefinementRates(*(RATE * flag for flag in (pose, focal, exposure)))
+        return RefinementRates(POSE_RATE * pose, FOCAL_RATE * focal, EXPOSURE_RATE * exposure)
 
 
 class RefinedView(NamedTuple):
@@ -72,7 +72,7 @@ class RefinedView(NamedTuple):
 
 
 class Refinement:
-    """Learned corrections of the kept cameras and photos, their optimiser and their gauge.
+    """Learned corrections of the kept cameras and photos, and their optimiser.
 
     Focal lengths: one factor for fx and fy per set of given intrinsics, because few photos with small baselines do not tell each
     photo's own from its distance.
@@ -86,7 +86,6 @@ class Refinement:
         base: Cameras,
         scene_extent: float,
         rates: RefinementRates,
-        fix_gauge: bool = True,
     ) -> None:
         """Start from no correction.
 
@@ -94,12 +93,10 @@ class Refinement:
             base: The kept cameras.
             scene_extent: L, world units.
             rates: What is learned and how fast.
-            fix_gauge: Keep the mean of motions and gains; not where something that stays as it is says where the world is.
         """
         self.base = base
         self.rates = rates
         self.scene_extent = scene_extent
-        self._fix_gauge = fix_gauge
         self._row = {name: row for row, name in enumerate(base.names)}
         lenses = [(size, K.tolist()) for size, K in zip(base.sizes, base.Ks, strict=True)]
         distinct = [lens for row, lens in enumerate(lenses) if lens not in lenses[:row]]
@@ -115,7 +112,6 @@ class Refinement:
         self._motions = zeros(len(base), 6, rates.pose)
         self._log_focals = zeros(len(distinct), 1, rates.focal)
         self._log_gains = zeros(len(base), 3, rates.exposure)
-        self._common = common_motions(base, scene_extent)
         groups = [
             {"name": name, "params": params} for name, rate, params in self._table() if rate > 0
         ]
@@ -139,7 +135,7 @@ class Refinement:
         return RefinedView(viewmat.float(), K.float(), gain.exp().float() if used else None)
 
     def step(self, progress: float) -> None:
-        """Take the optimiser's step with the gradients that there are, at the rates of this share of the schedule; fix the gauge."""
+        """Take the optimiser's step with the gradients that there are, at the rates of this share of the schedule."""
         if self._optimizer is None:
             return
         for group in self._optimizer.param_groups:
@@ -147,20 +143,19 @@ class Refinement:
             group["lr"] = decayed_rate(rate, FINAL_SHARE * rate, progress)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        if self._fix_gauge:
-            self._remove_common()
+        if self.rates.exposure > 0:
+            with torch.no_grad():
+                mean = torch.stack(self._log_gains).mean(0)
+                for own in self._log_gains:
+                    own.sub_(mean)
 
     @torch.no_grad()
-    def _remove_common(self) -> None:
-        if self.rates.pose > 0:
-            motions = torch.cat(self._motions)
-            motions = motions - self._common @ (self._common.T @ motions)
-            for own, left in zip(self._motions, motions.split(6), strict=True):
-                own.copy_(left)
-        if self.rates.exposure > 0:
-            mean = torch.stack(self._log_gains).mean(0)
-            for own in self._log_gains:
-                own.sub_(mean)
+    def common_motion(self) -> tuple[float, float]:
+        """How far all cameras have moved in common from `base`: mean turn in degrees, mean shift in scene extents."""
+        basis = common_motions(self.base, self.scene_extent)
+        common = (basis @ (basis.T @ torch.cat(self._motions))).reshape(-1, 6)
+        turned, moved = common[:, :3].norm(dim=1).mean(), common[:, 3:].norm(dim=1).mean()
+        return float(torch.rad2deg(turned)), float(moved)
 
     @torch.no_grad()
     def cameras(self) -> Cameras:
@@ -189,9 +184,11 @@ class Refinement:
         moved = 100 * (now.centers - given.centers).norm(dim=1) / self.scene_extent
         zoomed = (now.Ks[:, 0, 0] / given.Ks[:, 0, 0] - 1).abs()
         gains = torch.stack(self._log_gains).detach().exp()
+        common_turn, common_shift = self.common_motion()
         return (
             f"cameras turned by {float(turned.mean()):.3f} degrees (max {float(turned.max()):.3f}) and moved by "
-            f"{float(moved.mean()):.3f} % of the scene's extent (max {float(moved.max()):.3f}), focal lengths changed by at most "
+            f"{float(moved.mean()):.3f} % of the scene's extent (max {float(moved.max()):.3f}; last in common by {common_turn:.3f} "
+            f"degrees and {100 * common_shift:.3f} %), focal lengths changed by at most "
             f"{100 * float(zoomed.max()):.2f} %, gains {float(gains.min()):.3f} to {float(gains.max()):.3f}"
         )
 
@@ -246,7 +243,7 @@ def register_cameras(
     Returns:
         The moved cameras; one whose full picture fits no better than before stays where it was.
     """
-    loose = Refinement(cameras, scene_extent, RefinementRates(pose=REGISTER_RATE), fix_gauge=False)
+    loose = Refinement(cameras, scene_extent, RefinementRates(pose=REGISTER_RATE))
     total, done = sum(count for _, count in rounds), 0
 
     def loss_of(camera: Cameras, viewmat: Tensor, target: Tensor) -> Tensor:

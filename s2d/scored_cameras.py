@@ -1,4 +1,4 @@
-"""Cameras to score a model at, where the model's frame is not that of the cameras: refined or estimated cameras.
+"""Cameras to see a model from, where the model's frame is not that of the cameras: refined or estimated cameras.
 
 The photos that a model was made from have a camera in both frames; the Sim(3) between them carries the others along, as is usual for
 methods that estimate cameras (InstantSplat's evaluation is one).
@@ -15,7 +15,7 @@ from s2d.alignment import align_cameras
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
 from s2d.optim import scene_extent
-from s2d.refinement import register_cameras
+from s2d.refinement import Refinement, register_cameras
 from s2d.scene import Scene, load_scene
 from s2d.split import Split
 
@@ -48,6 +48,11 @@ def carried_cameras(test: Cameras, kept: Cameras, used: Cameras) -> tuple[Camera
     Ks[:, :2, :2] *= zooms.median()
     moved = alignment.sim3.cameras(test)
     return Cameras(moved.viewmats, Ks, moved.sizes, moved.names), alignment.summary()
+
+
+def follow_refinement(novel: Cameras, given: Cameras, refinement: Refinement | None) -> Cameras:
+    """Carry novel cameras along with refined kept ones, so that they see of the Gaussians what they see of stage 0's points."""
+    return novel if refinement is None else carried_cameras(novel, given, refinement.cameras())[0]
 
 
 def registered_cameras(
