@@ -241,9 +241,13 @@ def test_a_photo_that_only_pairs_hold_is_left_out():
             if element.image_id == gone:
                 model.delete_observation(element.image_id, element.point2D_idx)
     camera = next(iter(model.cameras.values()))
-    polish(model, {camera.camera_id: (camera.params[0], True)})
+    focal = camera.params[0]
+    camera.params[0] *= 1.05
+    notes = polish(model, {camera.camera_id: (focal, True)})
     assert model.num_reg_images() == 2
     assert quality(model).weakest > 0
+    # Two photos do not determine a focal length: it is EXIF's again.
+    assert camera.params[0] == focal and notes[0].startswith("focal length from EXIF")
 
 
 def test_up_is_across_level_horizons_even_if_all_cameras_look_down():

@@ -53,13 +53,17 @@ def polish(
     _adjust(model, "SOFT_L1", 1.0)
     _filter(model)
     _adjust(model, "CAUCHY", CAUCHY_SCALE)
+    _leave_out_weak(model)  # a photo that will not stay must not decide about the focal length
+    if model.num_reg_images() < 2:
+        return []
     notes, constant = [], set()
     for camera_id, sigmas in _intrinsics_sigmas(model).items():
         notes.append(_decide(model.cameras[camera_id], *priors[camera_id], sigmas, constant))
+    # First to where the points agree with the intrinsics as decided: filtered before that, most would be lost.
+    _adjust(model, "SOFT_L1", 1.0, constant)
     for _ in range(2):
-        _filter(model)
         _adjust(model, "CAUCHY", CAUCHY_SCALE, constant)
-    _filter(model)
+        _filter(model)
     _leave_out_weak(model)
     return notes
 
@@ -205,11 +209,14 @@ def _leave_out_weak(model: pycolmap.Reconstruction) -> None:
         lengths = {image_id: _track_lengths(model, image_id) for image_id in placed}
         enough = min(3, len(placed))
         worth = {
-            image_id: min(len(of_image) - MIN_OBSERVATIONS, (of_image >= enough).sum() - MIN_SHARED)
+            image_id: (
+                min(len(of_image) - MIN_OBSERVATIONS, (of_image >= enough).sum() - MIN_SHARED),
+                len(of_image),
+            )
             for image_id, of_image in lengths.items()
         }
         weakest = min(worth, key=worth.get)
-        if worth[weakest] >= 0:
+        if worth[weakest][0] >= 0:
             return
         manager.deregister_frame(model.images[weakest].frame_id)
 
