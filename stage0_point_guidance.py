@@ -14,7 +14,7 @@ Example
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,14 +27,18 @@ from s2d.files import atomic_write_bytes, atomic_write_json
 from s2d.guidance.cloud import DepthMap, Reconstruction
 from s2d.guidance.mvs import reconstruct
 from s2d.guidance.points import load_points
+from s2d.guidance.providers.filters import FilterSettings
+from s2d.guidance.providers.load import PROVIDER_NAMES, load_provider
+from s2d.guidance.providers.placement import reconstruct_with
+from s2d.guidance.providers.unposed import place_by_model
 from s2d.guidance.render import render_cloud
 from s2d.guidance.scene_glb import write_scene_glb
 from s2d.images import image_writer
 from s2d.log import logger, progress
 from s2d.model_folder import copy_results, render_name
 from s2d.ply_io import write_points_ply
-from s2d.poses.photos import find_photos, is_photo_folder, photo_root
-from s2d.poses.place import place_photos, write_photo_scene
+from s2d.poses.photos import Photo, find_photos, is_photo_folder, photo_root
+from s2d.poses.place import Placement, place_photos, write_photo_scene
 from s2d.scene import Scene, prepare_scene
 from s2d.split import Split, make_split
 from s2d.stage_io import Stage, open_stage
@@ -46,10 +50,10 @@ from s2d.transforms_io import find_transforms, read_transforms
 class Config:
     """Stage 0: a coloured point cloud from the kept photos, drawn at every novel camera."""
 
-    source: Annotated[Path, arg(aliases=["-s"])] = no_effect()
+    source: Annotated[Path, arg(aliases=["-s", "--image-dir"])] = no_effect()
     """The scene: a COLMAP folder (images/, sparse/0), a folder with transforms.json, or a folder of photos without cameras."""
-    model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
-    """Output folder OUT, made if missing."""
+    model_dir: Annotated[Path | None, arg(aliases=["-m"])] = no_effect(None)
+    """Output folder OUT, made if missing. Without it, the folder OUTPUT_DIR_model beside --output-dir."""
     keep_every: int | None = None
     """Keep every n-th photo as input."""
     keep_indices: tuple[int, ...] | None = None
@@ -66,8 +70,23 @@ class Config:
     """How many novel cameras to generate, where they are generated."""
     all_images: bool = False
     """Photos without cameras: find the cameras with the photos that are held out, too. The results are marked: they know the test views."""
-    provider: Literal["mvs", "points"] = "mvs"
-    """Where the cloud comes from: multi-view stereo on the kept photos, or a file (--points-path)."""
+    provider: Literal[
+        "auto",
+        "mvs",
+        "points",
+        "pi3",
+        "pi3x",
+        "vggt",
+        "mapanything",
+        "depth-anything-3",
+        "monocular",
+    ] = "auto"
+    """Where the cloud comes from: multi-view stereo (mvs), a file (--points-path), or a visual geometry model (docs/providers.md). auto: pi3
+    with --weight-path, points with --points-path, else mvs."""
+    weight_path: Path | None = no_effect(None)
+    """Weights of the model: a file (pi3, pi3x, vggt) or a folder. Without it: the hub's cache, or a download."""
+    min_confidence: float = 0.1
+    """Pixels that the model believes less are dropped, in [0, 1]; the best 30 % of a photo stay."""
     points_path: Path | None = no_effect(None)
     """A point cloud or mesh in the cameras' world frame, for --provider points: .ply, .las, .laz, .glb, .obj."""
     max_side: int = 640
@@ -79,13 +98,14 @@ class Config:
     seed: int = 0
     """Seed of the stereo and of generated cameras."""
     device: str = no_effect("cpu")
-    """Where to compute: only cpu so far."""
+    """Where a visual geometry model runs; all else runs on the CPU."""
     overwrite: bool = no_effect(False)
     """Rebuild a finished stage 0."""
 
 
 def main(cfg: Config) -> Path:
     """Run stage 0; returns OUT/stage0."""
+    cfg = completed(cfg)
     check_config(cfg)
     with open_stage(cfg.model_dir, "stage0", cfg, scene_inputs(cfg), cfg.overwrite) as stage:
         if not stage.up_to_date:
@@ -93,11 +113,7 @@ def main(cfg: Config) -> Path:
                 scene, split = read_scene(cfg, stage)
                 kept = scene.subset(split.kept)
             with stage.timer(cfg.provider):
-                found = (
-                    reconstruct(kept, cfg.seed)
-                    if cfg.provider == "mvs"
-                    else load_points(cfg.points_path, kept, cfg.seed)
-                )
+                found = make_cloud(cfg, kept)
             logger.info("stage0: %d points from %d photos", len(found.cloud), len(kept))
             given = scene.cameras.select(split.novel)
             novel = make_novel_cameras(
@@ -117,9 +133,50 @@ def main(cfg: Config) -> Path:
     return cfg.model_dir / "stage0"
 
 
+def completed(cfg: Config) -> Config:
+    """The settings with "auto" decided and an output folder."""
+    if cfg.model_dir is None and cfg.output_dir is None:
+        raise ValueError("There is no output folder. Add -m OUT.")
+    model_dir = cfg.model_dir or cfg.output_dir.with_name(f"{cfg.output_dir.name}_model")
+    provider = cfg.provider
+    if provider == "auto":
+        provider = "pi3" if cfg.weight_path else "points" if cfg.points_path else "mvs"
+    return replace(cfg, model_dir=model_dir, provider=provider)
+
+
+def make_cloud(cfg: Config, kept: Scene) -> Reconstruction:
+    """The cloud and the kept views' depth, from where --provider says."""
+    if cfg.provider == "mvs":
+        return reconstruct(kept, cfg.seed)
+    if cfg.provider == "points":
+        return load_points(cfg.points_path, kept, cfg.seed)
+    model = load_provider(cfg.provider, cfg.weight_path, cfg.device)
+    return reconstruct_with(model, kept, FilterSettings(min_confidence=cfg.min_confidence))
+
+
+def place(
+    cfg: Config, kept: Sequence[Photo], held_out: Sequence[Photo], scratch: Path
+) -> Placement:
+    """Cameras by structure from motion; where that finds none, by the provider, if it is one that can."""
+    try:
+        return place_photos(kept, held_out, scratch, cfg.seed)
+    except ValueError as error:
+        if cfg.provider not in PROVIDER_NAMES or cfg.provider == "monocular":
+            raise
+        logger.warning("stage0: %s Taking the cameras of --provider %s.", error, cfg.provider)
+        model = load_provider(cfg.provider, cfg.weight_path, cfg.device)
+        return place_by_model(model, kept, cfg.provider)
+
+
 def check_config(cfg: Config) -> None:
-    if cfg.device != "cpu":
-        raise ValueError(f"--device {cfg.device}: stage 0 runs on the CPU only. Use --device cpu.")
+    if cfg.device != "cpu" and cfg.provider not in PROVIDER_NAMES:
+        raise ValueError(
+            f"--device {cfg.device}: --provider {cfg.provider} runs on the CPU only. Use --device cpu."
+        )
+    if cfg.weight_path is not None and cfg.provider not in PROVIDER_NAMES:
+        raise ValueError(
+            f"--weight-path is given, but the provider is {cfg.provider}. Add --provider pi3 (or another model)."
+        )
     if cfg.provider == "points" and cfg.points_path is None:
         raise ValueError(
             "--provider points needs a file: add --points-path CLOUD.ply (or .las, .laz, .glb, .obj)."
@@ -141,13 +198,15 @@ def check_config(cfg: Config) -> None:
 def scene_inputs(cfg: Config) -> dict[str, object]:
     """What the result depends on: cameras and photos (all of them: stage0/scene has the test photos too, for the evaluation)."""
     if is_photo_folder(cfg.source):
-        return {"photos": [photo.path for photo in find_photos(cfg.source)]}
+        photos = {"photos": [photo.path for photo in find_photos(cfg.source)]}
+        return photos | ({"weights": cfg.weight_path} if cfg.weight_path else {})
     transforms = None if (cfg.source / "sparse").is_dir() else find_transforms(cfg.source)
     inputs: dict[str, object] = {"scene": cfg.source}
     if transforms is not None:
         inputs = {"cameras": transforms, "photos": list(read_transforms(transforms).image_paths)}
     elif (cfg.source / "sparse").is_dir() and (cfg.source / "images").is_dir():
         inputs = {"cameras": cfg.source / "sparse", "photos": cfg.source / "images"}
+    inputs |= {"weights": cfg.weight_path} if cfg.weight_path else {}
     return inputs | ({"points": cfg.points_path} if cfg.points_path else {})
 
 
@@ -179,7 +238,7 @@ def find_cameras(cfg: Config, stage: Stage) -> tuple[Scene, Split]:
     needed = {*wanted.test, *(wanted.novel if given else ())}
     kept = [photo for photo in photos if cfg.all_images or photo.name in wanted.kept]
     held_out = [photo for photo in photos if photo not in kept and photo.name in needed]
-    placement = place_photos(kept, held_out, stage.scratch, cfg.seed)
+    placement = place(cfg, kept, held_out, stage.scratch)
     atomic_write_json(stage.dir / "poses.json", placement.record)
     scene = write_photo_scene(
         placement,

@@ -308,8 +308,8 @@ def _no_cameras(source: Path) -> Exception:
             f"{source} has no photos. Expected a folder with images/ and sparse/0 (COLMAP), or with a transforms.json."
         )
     return ValueError(
-        f"{source} has {len(photos)} photos but no cameras (no sparse/ and no transforms.json), and S2D cannot estimate cameras yet. "
-        "Make them with COLMAP: colmap automatic_reconstructor --workspace_path SCENE --image_path SCENE/images"
+        f"{source} has {len(photos)} photos but no cameras (no sparse/ and no transforms.json). Run stage0_point_guidance.py on it, "
+        "which finds them, or give the scene that it wrote: OUT/stage0/scene."
     )
 
 

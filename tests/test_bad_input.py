@@ -120,7 +120,7 @@ def test_an_empty_scene(capsys, tmp_path, out):
     (tmp_path / "empty").mkdir()
     text = refusal(capsys, STAGE0, "-s", tmp_path / "empty", "-m", out)
     assert text.startswith(
-        f"{tmp_path / 'empty'} has no photos. Expected a folder with images/ and sparse/0"
+        f"{tmp_path / 'empty'} has no photos. Expected PNG, JPEG, WebP, TIFF or BMP files"
     )
     assert_no_half_stage(out)
 

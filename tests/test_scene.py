@@ -295,7 +295,7 @@ def test_folders_that_are_no_scene(tmp_path):
         write_image(tmp_path / "photos" / f"{i}.jpg", torch.zeros(4, 4, 3))
     with pytest.raises(
         ValueError,
-        match=r"has 3 photos but no cameras .*cannot estimate cameras yet.* colmap automatic_reconstructor",
+        match=r"has 3 photos but no cameras .* Run stage0_point_guidance.py .* OUT/stage0/scene",
     ):
         load_scene(tmp_path / "photos")
     (tmp_path / "photos" / "sparse").mkdir()

@@ -370,6 +370,7 @@ def summarise(run: Run, per_view: dict) -> dict:
         "total_seconds": round(
             sum(manifest.timings["total"] for manifest in run.manifests.values()), 3
         ),
+        "leaks_test_photos": bool(stage0.data["info"].get("leaks_test_photos")),
         "device": run.manifests["stage1"].data["device"],
         "version": s2d.__version__,
     } | ({"test_cameras": run.placements} if run.placements else {})
