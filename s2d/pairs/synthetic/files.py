@@ -15,7 +15,8 @@ from s2d.pairs.synthetic.layouts import random_layout
 from s2d.pairs.synthetic.light import bake
 from s2d.pairs.synthetic.photograph import photograph
 
-BRIGHTNESS = (
+BRIGHTNESS = 0.44  # mean of what the first photo shows nearer than SKY, sRGB
+SKY = 40.0  # metres
     0.46  # mean of the first photo, sRGB: not linear, so that a bright sky leaves the rest visible
 )
 QUALITY = 95  # JPEG
@@ -57,7 +58,8 @@ def make_scene(settings: SceneSettings, index: int, folder: Path) -> Path:
     for view, viewmat in enumerate(layout.rig.viewmats):
         photo = photograph(layout.shapes, layout.light, maps, layout.rig.K, viewmat, width, height)
         if gain is None:
-            gain = (BRIGHTNESS / max(float(np.sqrt(photo.linear).mean()), 1e-3)) ** 2
+            shown = photo.linear[photo.depth < SKY]
+            gain = (BRIGHTNESS / max(float(np.sqrt(shown).mean()), 0.05)) ** 2 if len(shown) else 1.0
         picture = develop(rng, photo.linear * (gain * exposures[view]), blur, grain)
         write_image(unfinished / "images" / f"{view:03d}.jpg", torch.from_numpy(picture), QUALITY)
     atomic_write_json(unfinished / "transforms.json", transforms(layout.rig.K, layout.rig.viewmats, width, height))  # fmt: skip

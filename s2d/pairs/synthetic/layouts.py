@@ -173,7 +173,7 @@ def _roadside(maker: Maker, rig: Rig, is_room: bool) -> list[Shape]:
     start, end = rig.centers[:, 1].min(), rig.centers[:, 1].max()
     for side in (-1, 1) if not is_room else ():
         y, aside = start, rng.uniform(1.6, 3.5)
-        while y < end + 3 * rig.distance and rng.random() < 0.9:
+        while y < end + 3 * rig.distance and rng.random() < 0.96:
             half = np.array([rng.uniform(0.2, 0.8), rng.uniform(0.6, 2.2), rng.uniform(0.8, 2.5)])
             middle = np.array(
                 [side * (aside + half[0] + rng.uniform(0, 0.4)), y + half[1], half[2]]
@@ -182,10 +182,10 @@ def _roadside(maker: Maker, rig: Rig, is_room: bool) -> list[Shape]:
                 inner = middle - [side * 1.01 * half[0], 0, 0]
                 shapes.append(maker.quad(inner, [0, side * half[1], 0], -half[2] * UP, maker.whole_picture()))  # fmt: skip
             y += 2 * half[1] + rng.choice([0.0, rng.uniform(0.2, 1.5)])
-    for _ in range(rng.integers(26, 44)):
+    for _ in range(rng.integers(40, 60)):
         size = rng.uniform(0.3, 1.6)
         for _ in range(TRIES):
-            y = rng.uniform(start + 0.5, end + 2.5 * rig.distance)
+            y = rng.uniform(start + 0.5, end + 1.7 * rig.distance)
             x = rng.choice([-1, 1]) * (rng.uniform(0.3, 1.0) + abs(rng.normal(0, 0.8)))
             if y > end + 0.8 * rig.distance:
                 x *= rng.random()

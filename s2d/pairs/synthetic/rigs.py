@@ -57,6 +57,7 @@ def _grid(rng, num_views, distance, is_wide):
     rows = int(rng.integers(2, 5))
     columns = -(-num_views // rows)
     step = distance * (rng.uniform(0.1, 0.16) if is_wide else rng.uniform(0.04, 0.09))
+    step = min(step, 0.6 * distance / (columns - 1))  # the outermost still see the subject
     row, column = np.divmod(np.arange(num_views), columns)
     column = np.where(row % 2, columns - 1 - column, column)
     x, z = (column - (columns - 1) / 2) * step, (row - (rows - 1) / 2) * step * 0.8
