@@ -17,8 +17,6 @@ from s2d.pairs.synthetic.photograph import photograph
 
 BRIGHTNESS = 0.44  # mean of what the first photo shows nearer than SKY, sRGB
 SKY = 40.0  # metres
-    0.46  # mean of the first photo, sRGB: not linear, so that a bright sky leaves the rest visible
-)
 QUALITY = 95  # JPEG
 
 
@@ -59,7 +57,9 @@ def make_scene(settings: SceneSettings, index: int, folder: Path) -> Path:
         photo = photograph(layout.shapes, layout.light, maps, layout.rig.K, viewmat, width, height)
         if gain is None:
             shown = photo.linear[photo.depth < SKY]
-            gain = (BRIGHTNESS / max(float(np.sqrt(shown).mean()), 0.05)) ** 2 if len(shown) else 1.0
+            gain = (
+                (BRIGHTNESS / max(float(np.sqrt(shown).mean()), 0.05)) ** 2 if len(shown) else 1.0
+            )
         picture = develop(rng, photo.linear * (gain * exposures[view]), blur, grain)
         write_image(unfinished / "images" / f"{view:03d}.jpg", torch.from_numpy(picture), QUALITY)
     atomic_write_json(unfinished / "transforms.json", transforms(layout.rig.K, layout.rig.viewmats, width, height))  # fmt: skip
