@@ -35,7 +35,7 @@ def cheap(line: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path, tiny_scene):
-    """A checkout whose demo scene and `data/fern` are the tiny scene, and whose set-up is done."""
+    """A checkout whose demo scene and `data/fern` are the tiny scene, with photos of its own, and whose set-up is done."""
     root = tmp_path / "s2d"
     (root / ".venv" / "bin").mkdir(parents=True)
     python = root / ".venv" / "bin" / "python"
@@ -48,6 +48,9 @@ def checkout(tmp_path, tiny_scene):
         (root / name).symlink_to(ROOT / name)
     for name in ("data/fern", "demo/study"):
         shutil.copytree(tiny_scene, root / name)
+    (root / "photos").mkdir()
+    for photo in sorted((ROOT / "demo/study/images").iterdir())[:12:3]:
+        shutil.copy(photo, root / "photos")
     return root
 
 
@@ -72,7 +75,7 @@ def test_every_shell_block_runs(checkout):
             timeout=600,
         )
         assert done.returncode == 0, f"{block}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
-    for out in ("out/demo", "out/fern"):
+    for out in ("out/demo", "out/fern", "out/mine"):
         for name in (
             "report.html",
             "results.json",

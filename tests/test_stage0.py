@@ -144,7 +144,7 @@ def test_larger_photos_are_scaled_down_for_all_stages(scene, tmp_path):
     ("changes", "words"),
     [
         ({"provider": "points"}, "--points-path"),
-        ({"points_path": Path("cloud.ply")}, "--provider points"),
+        ({"provider": "mvs", "points_path": Path("cloud.ply")}, "--provider points"),
         ({"device": "cuda"}, "--device cpu"),
         ({"keep_count": 1}, "at least 2"),
         ({"source": Path("nowhere")}, "nowhere"),
