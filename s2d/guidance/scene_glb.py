@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import trimesh
+from trimesh.path.entities import Line
 
 from s2d.cameras import Cameras
 from s2d.files import atomic_write_bytes
@@ -34,7 +35,10 @@ def write_scene_glb(path: Path, cloud: SurfaceCloud, kept: Cameras, novel: Camer
     )
     for name, cameras, colour in (("kept", kept, KEPT_COLOUR), ("novel", novel, NOVEL_COLOUR)):
         if len(cameras):
-            path3d = trimesh.load_path(frusta(cameras, size))
+            ends = frusta(cameras, size).reshape(-1, 3)
+            # Not load_path: it joins the lines to longer ones, and needs scipy for that.
+            lines = [Line([end, end + 1]) for end in range(0, len(ends), 2)]
+            path3d = trimesh.path.Path3D(lines, ends, process=False)
             path3d.colors = np.tile(colour, (len(path3d.entities), 1))
             scene.add_geometry(path3d, geom_name=name)
     atomic_write_bytes(path, scene.export(file_type="glb"))
