@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_fixer_network import TINY
+from test_fixer_network import SEES_DIFFERENCE, TINY
 from tiny_fixer import randomise, save_base, tiny_unet, tiny_vae
 
 from s2d.fixer.diffusion import (
@@ -196,3 +196,22 @@ def test_a_photo_is_cut_not_stretched():
     assert torch.equal(fit_photo(photo, 40, 40), torch.ones(1, 1, 40, 40))
     assert fit_photo(photo, 33, 21).shape == (1, 1, 33, 21)
     assert fit_photo(photo, 100, 101).shape == (1, 1, 100, 101)
+
+
+def test_a_compact_network_leaves_a_view_without_guidance_as_it_is(generator):
+    """It never saw a good one of these. One that sees the mix alone cannot tell, and repairs all."""
+    rendered, guidance, photo = torch.rand(3, 32, 48, 3, generator=generator)
+    coverage = torch.zeros(32, 48, 1)
+    coverage[:3] = 1.0  # 9 %
+    compact = DiffusionFixer(randomise(build_model(SEES_DIFFERENCE), 0))
+    result = compact.fix(rendered, guidance, coverage, photo)
+    assert torch.equal(result.fixed, rendered)
+    assert torch.equal(result.mask, coverage) and bool((result.confidence == 1).all())
+    assert not torch.equal(
+        DiffusionFixer(randomise(build_model(TINY), 0))
+        .fix(rendered, guidance, coverage, photo)
+        .fixed,
+        rendered,
+    )
+    coverage[3] = 1.0  # 12 %
+    assert not torch.equal(compact.fix(rendered, guidance, coverage, photo).fixed, rendered)

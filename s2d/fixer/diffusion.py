@@ -33,6 +33,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Mean absolute change of colour by which the network has painted something else than it was shown.
 CHANGE = 0.25
+# A network that sees guidance and coverage apart has learned that a view without any is hopeless, and paints it over. Down to this
+# coverage every view of the left-out scenes gained (docs/fixer.md); below it the render stays.
+MIN_COVERAGE = 0.1
 # Neighbouring tiles fade into each other over this part of a tile.
 OVERLAP_SHARE = 8
 # Longest sides that run in one piece by default: what the models take then is in docs/fixer.md.
@@ -74,19 +77,23 @@ class DiffusionFixer:
         coverage_mask: Tensor,  # [H, W, 1]
         reference: Tensor | Sequence[Tensor],  # [H', W', 3] each
     ) -> FixResult:
-        """Repair a view. See `Fixer.fix`; the confidence falls where the network changed what it was shown."""
+        """Repair a view. See `Fixer.fix`; the confidence falls where the network changed what it was shown.
+
+        A compact network leaves a view as it is of which guidance covers less than `MIN_COVERAGE`.
+        """
         dims = check_shape("rendered", rendered, ("H", "W", 3))
         check_shape("guidance", guidance, ("H", "W", 3), dims)
         check_shape("coverage_mask", coverage_mask, ("H", "W", 1), dims)
         photos = as_photos(reference)
         for photo in photos:
             check_shape("reference", photo, (None, None, 3))
+        supported = (coverage_mask > 0.5).float()
+        if self.model.config.difference and float(supported.mean()) < MIN_COVERAGE:
+            return FixResult(rendered, supported, torch.ones_like(supported))
         with self._explained_memory(*rendered.shape[:2]):
             shown, fixed = self._run(rendered, guidance, coverage_mask, photos)
         change = (fixed - shown).abs().mean(-1, keepdim=True)
-        return FixResult(
-            fixed, (coverage_mask > 0.5).float(), 1.0 - (change / CHANGE).clamp(max=1.0)
-        )
+        return FixResult(fixed, supported, 1.0 - (change / CHANGE).clamp(max=1.0))
 
     def _run(
         self, rendered: Tensor, guidance: Tensor, coverage_mask: Tensor, photos: Sequence[Tensor]
