@@ -59,6 +59,8 @@ class Config:
     """Numbers of kept views."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; with more than one the table shows mean ± standard deviation."""
+    weights: Path | None = None
+    """Compact weights that never saw these scenes. Without: the analytic mix, since the shipped weights were trained on the example scenes."""
     stage_preset: str | None = None
     """Preset of every stage that has one by this name."""
     data_dir: Path | None = no_effect(None)
@@ -139,6 +141,7 @@ def run_pipeline(cfg: Config, scene: Path, folder: Path, keep: int, seed: int) -
         "keep": keep,
         "seed": seed,
         "preset": cfg.stage_preset,
+        "fixer": str(cfg.weights or "analytic"),
         "sheets": cfg.sheets,
     }
     if not cfg.overwrite and stamp.is_file() and json.loads(stamp.read_text("utf-8")) == key:
@@ -149,6 +152,8 @@ def run_pipeline(cfg: Config, scene: Path, folder: Path, keep: int, seed: int) -
         arguments: list[str | Path | int] = ["-m", folder]
         if stage != "stage2_artifact_fix":
             arguments += ["-s", scene]
+        if stage == "stage2_artifact_fix":
+            arguments += ["--weights", cfg.weights] if cfg.weights else ["--fixer", "analytic"]
         if stage == "stage0_point_guidance":
             arguments += ["--keep-count", keep, "--eval"]
         if stage in ("stage1_3dgs_init", "stage3_3dgs_mixed_opt"):
