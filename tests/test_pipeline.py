@@ -276,7 +276,7 @@ def test_released_command_lines_work_and_fill_the_named_folders(finished, tiny_s
     argv = [
         "--stage1_meta_dir", str(meta), "--input_image_dir", str(images),
         "--stage1_novel_render_dir", str(renders), "--point_guidance_dir", str(finished / "stage0/guidance"),
-        "--fixed_dir", str(fixed), "--fixed_mask_dir", str(masks), "--device", "cpu",
+        "--fixed_dir", str(fixed), "--fixed_mask_dir", str(masks), "--device", "cpu", "--fixer", "analytic",
     ]  # fmt: skip
     script.main(parse_config(script.Config, SCRIPTS["stage2"], argv))
     run(

@@ -237,7 +237,8 @@ def test_no_thresholds_can_empty_a_photo(seed, floor, step, scale, share):
     depth[0, 0] = 1.0
     confidence = scale * torch.rand(12, 15, generator=generator)
     chosen, gave_way = believed_pixels(depth, confidence, FilterSettings(floor, step, share))
-    assert int(chosen.sum()) >= math.floor(share**2 * int((depth > 0).sum()))
+    # Each of the two quantiles may fall short of its share by the pixel that it lies in.
+    assert int(chosen.sum()) >= math.floor(share**2 * int((depth > 0).sum())) - 2
     assert int(chosen.sum()) >= 1
     assert not bool(chosen[depth == 0].any())
     low = bool((confidence[chosen] < floor).any())
