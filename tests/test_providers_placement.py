@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from provider_scene import EXTENT, Truth, distance_to_surface
 from scipy.spatial.transform import Rotation
@@ -230,6 +230,7 @@ def test_a_model_s_own_mask_is_kept_unless_it_is_everything():
     scale=st.floats(1e-3, 1),
     share=st.floats(0.05, 1),
 )
+@example(seed=9275, floor=1.0, step=1.0, scale=1.0, share=0.951171875)  # each cut rounds
 def test_no_thresholds_can_empty_a_photo(seed, floor, step, scale, share):
     generator = torch.Generator().manual_seed(seed)
     depth = (torch.randn(12, 15, generator=generator)).exp()
@@ -237,8 +238,7 @@ def test_no_thresholds_can_empty_a_photo(seed, floor, step, scale, share):
     depth[0, 0] = 1.0
     confidence = scale * torch.rand(12, 15, generator=generator)
     chosen, gave_way = believed_pixels(depth, confidence, FilterSettings(floor, step, share))
-    # Each of the two quantiles may fall short of its share by the pixel that it lies in.
-    assert int(chosen.sum()) >= math.floor(share**2 * int((depth > 0).sum())) - 2
+    assert int(chosen.sum()) >= math.floor(share**2 * int((depth > 0).sum()))
     assert int(chosen.sum()) >= 1
     assert not bool(chosen[depth == 0].any())
     low = bool((confidence[chosen] < floor).any())

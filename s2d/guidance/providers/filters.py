@@ -51,13 +51,16 @@ def believed_pixels(
     if not bool(candidates.any()):
         candidates = has_depth
         gave_way.append("confidence is 0 everywhere")
-    enough = float(torch.quantile(_some(confidence[candidates]), 1 - settings.min_share))
+    # Both quantiles are rounded towards keeping more, so that the promised share holds to the pixel.
+    enough = float(
+        torch.quantile(_some(confidence[candidates]), 1 - settings.min_share, interpolation="lower")
+    )
     threshold = min(settings.min_confidence, enough)
     if threshold < settings.min_confidence:
         gave_way.append(f"confidence {threshold:.3g}")
     chosen = candidates & (confidence >= threshold)
     bend = depth_edges(depth)
-    enough = float(torch.quantile(_some(bend[chosen]), settings.min_share))
+    enough = float(torch.quantile(_some(bend[chosen]), settings.min_share, interpolation="higher"))
     limit = max(settings.max_depth_step, enough)
     if limit > settings.max_depth_step:
         gave_way.append(f"depth step {limit:.3g}")
