@@ -146,7 +146,7 @@ SD_SCHEDULER = {
     "prediction_type": "epsilon",
 }
 
-# Our own network. Widths: 8.7 M parameters are 17 MB in half precision. At full resolution a layer costs what memory traffic costs:
+# Our own network. Widths: 8.4 M parameters are 17 MB in half precision. At full resolution a layer costs what memory traffic costs:
 # in patches of 2×2 pixels there is none, which halves the time. Only the first UNet block attends at 1/8 of the image's size, where
 # details of the reference still stand apart: each layer there costs as much as all coarser ones together.
 COMPACT = FixerConfig(
