@@ -201,7 +201,8 @@ def test_a_threshold_gives_way_before_a_photo_is_lost():
     confidence = 0.01 + 0.001 * torch.arange(600).reshape(20, 30) / 600
     chosen, gave_way = believed_pixels(depth, confidence, FILTERS)
     assert "confidence 0.0107" in gave_way
-    assert int(chosen.sum()) == 180
+    # 30 % of 600, and one more where the quantile falls between two pixels: the promise is "at least"
+    assert 180 <= int(chosen.sum()) <= 181
     assert bool(chosen[15:].all())
     generator = torch.Generator().manual_seed(0)
     rough = 2 + torch.rand(20, 30, generator=generator)  # edges everywhere
