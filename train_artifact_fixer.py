@@ -81,6 +81,8 @@ class Config:
     """crop_N: cut larger windows too, up to N / this, and shrink them to N×N: more context, other sizes of artifacts. 1: never."""
     colour_jitter: float = 0.0
     """Change brightness, tint and gamma of a sample by up to this factor off 1, all its images alike. 0: never."""
+    guidance_dropout: float = 0.0
+    """Show this share of the samples without guidance, and as many with guidance on one side only: the fixer must not lean on it blindly."""
     reference_window: int = 10
     """The reference of frame i is one of the frames i - N to i + N (where the data set does not list references)."""
     train_batch_size: int = no_effect(4)
@@ -180,6 +182,7 @@ def main(cfg: Config) -> Path:
         cfg.flip,
         cfg.min_scale,
         cfg.colour_jitter,
+        cfg.guidance_dropout,
         cfg.cache_mb * 2**20,
     )
     test_samples = PairSamples(test_pairs, ImagePrep.parse(cfg.test_image_prep, multiple))
@@ -370,6 +373,7 @@ def check_config(cfg: Config) -> None:
     check_range("ema_decay", cfg.ema_decay, 0, below=1)
     check_range("min_scale", cfg.min_scale, 0.1, 1.0)
     check_range("colour_jitter", cfg.colour_jitter, 0.0, below=1.0)
+    check_range("guidance_dropout", cfg.guidance_dropout, 0.0, 0.5)
     weights = (
         cfg.lambda_l2,
         cfg.lambda_psnr,

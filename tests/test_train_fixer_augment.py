@@ -7,7 +7,13 @@ import pytest
 import torch
 from tiny_pairs import write_pairs
 
-from s2d.fixer.training.augment import recolour, recolouring, shrink, window_size
+from s2d.fixer.training.augment import (
+    guided_columns,
+    recolour,
+    recolouring,
+    shrink,
+    window_size,
+)
 from s2d.fixer.training.losses import log_error
 from s2d.fixer.training.pairs import load_pairs, load_splits
 from s2d.fixer.training.samples import ImagePrep, PairSamples
@@ -60,6 +66,31 @@ def test_colours_change_monotonically_within_the_range():
         low, high = 0.8 * 0.8**0.5 * 0.5 ** (1.2**0.5), 1.2 * 1.2**0.5 * 0.5 ** (0.8**0.5)
         middle = table[:, 128].float() / 255
         assert (middle > low - 0.01).all() and (middle < high + 0.01).all()
+
+
+def test_guidance_is_taken_away_as_often_as_asked(dataset):
+    generator = np.random.default_rng(2)
+    kept = [len(range(100)[guided_columns(100, 0.2, generator)]) for _ in range(2000)]
+    # 2000 draws: the standard deviation of a share of 0.2 is 0.009
+    assert np.mean(np.array(kept) == 0) == pytest.approx(0.2, abs=0.03)
+    assert np.mean(np.array(kept) == 100) == pytest.approx(0.6, abs=0.04)
+    partial = [count for count in kept if 0 < count < 100]
+    assert np.mean(partial) == pytest.approx(50, abs=5)
+    samples = PairSamples(
+        load_pairs(dataset, "train", 5), ImagePrep("crop", 24), flip=False, guidance_dropout=0.5
+    )
+    whole = PairSamples(samples.pairs, samples.prep, flip=False)
+    emptied = 0
+    for number in range(12):
+        sample, before = samples[number], whole[number]
+        without = ~sample["coverage_mask"].bool()
+        assert (sample["guidance"].masked_select(without.expand(3, -1, -1)) == -1).all()
+        for key in ("rendered", "reference", "target"):
+            assert torch.equal(sample[key], before[key])
+        columns = sample["coverage_mask"].any(dim=(0, 1))
+        assert torch.equal(sample["guidance"][..., columns], before["guidance"][..., columns])
+        emptied += int(not columns.any() and before["coverage_mask"].any())
+    assert 0 < emptied < 12
 
 
 def test_all_images_of_a_sample_are_treated_alike(dataset):

@@ -1,4 +1,4 @@
-"""What is done to a training sample so that few scenes teach more: other sizes, other colours.
+"""What is done to a training sample so that few scenes teach more: other sizes, other colours, less guidance.
 
 All images of a sample are treated alike, so that what the fixer has to learn stays true: the artifacts of a smaller picture are the
 smaller artifacts, those of a brighter one the brighter.
@@ -58,3 +58,16 @@ def recolour(
 ) -> Tensor:
     """Look every value up. Black stays black, so that holes stay holes. uint8 [3, H, W]"""
     return torch.stack([row[plane.long()] for row, plane in zip(table, image, strict=True)])
+
+
+def guided_columns(size: int, dropout: float, generator: np.random.Generator) -> slice:
+    """Draw which columns of a sample keep their guidance: with probability `dropout` none, as often again one side of a random line, else all.
+
+    A network that always sees guidance learns that a part without any is hopeless; a user's cloud may simply not reach there.
+    """
+    if dropout <= 0:
+        return slice(0, size)
+    draw, place = generator.random(2)
+    if draw < dropout:
+        return slice(0, 0)
+    return slice(round(place * size), size) if draw < 2 * dropout else slice(0, size)

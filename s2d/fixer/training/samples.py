@@ -18,7 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from s2d.fixer.diffusion import fit_photo, resize
-from s2d.fixer.training.augment import recolour, recolouring, shrink, window_size
+from s2d.fixer.training.augment import (
+    guided_columns,
+    recolour,
+    recolouring,
+    shrink,
+    window_size,
+)
 from s2d.fixer.training.pairs import Pair
 from s2d.images import read_image
 
@@ -84,6 +90,8 @@ class PairSamples:
     """Cut windows up to 1 / min_scale times as large out and shrink them; 1 keeps every pixel as it is."""
     colour_jitter: float = 0.0
     """Change brightness, tint and gamma of a sample's images, all alike, by up to this factor off 1."""
+    guidance_dropout: float = 0.0
+    """Show this share of the samples without guidance, and as many with guidance on one side only; see `guided_columns`."""
     cache_bytes: int = 0
     """Keep decoded images up to this size, 8 bits a value: decoding takes longer than cutting a window."""
     _order: tuple[int, np.ndarray] = field(default=(-1, np.empty(0, int)), repr=False)
@@ -118,6 +126,11 @@ class PairSamples:
                 )
                 for key, image in images.items()
             }
+        columns = guided_columns(images["rendered"].shape[-1], self.guidance_dropout, generator)
+        for key in ("guidance", "coverage_mask"):
+            kept = torch.zeros_like(images[key])
+            kept[..., columns] = images[key][..., columns]
+            images[key] = kept
         if self.flip and mirror < 0.5:
             images = {key: image.flip(-1) for key, image in images.items()}
         if self.colour_jitter > 0:
