@@ -7,14 +7,13 @@ from itertools import product
 import pytest
 import torch
 
-from s2d.fixer.calibration import (
+from s2d.fixer.calibration import CalibratedFixer, Calibration, Expectation, calibrate
+from s2d.fixer.interface import FixResult
+from s2d.fixer.shares import (
     NUM_BINS,
     NUM_CLASSES,
     REGIONS,
-    CalibratedFixer,
-    Calibration,
     Trial,
-    calibrate,
     classify,
     learn_shares,
     shrunk,
@@ -22,7 +21,6 @@ from s2d.fixer.calibration import (
     squared_errors,
     trial_sums,
 )
-from s2d.fixer.interface import FixResult
 from s2d.metrics import psnr
 
 SIZE = (48, 64)
@@ -126,6 +124,25 @@ def test_small_gains_that_differ_from_trial_to_trial_are_not_believed():
     known = trials(lambda one, seed: one.rendered + sign[seed] * (one.truth - one.rendered))
     calibration = calibrate(known)
     assert calibration.level == "off"
+
+
+def test_what_is_expected_decides_where_trials_contradict_each_other():
+    """The same three trials: a fixer that is known to be good is used whole, but not against clear evidence."""
+    good = Expectation(gain=0.5, spread=0.5, share=1.0)
+    sign = {0: 0.5, 1: -0.15, 2: 0.1}
+    mixed = trials(lambda one, seed: one.rendered + sign[seed] * (one.truth - one.rendered))
+    assert calibrate(mixed).level == "off"
+    trusted = calibrate(mixed, good)
+    assert trusted.is_used and trusted.kept_share > 0.3
+    harmful = trials(lambda one, _: one.rendered - 0.3 * (one.truth - one.rendered))
+    assert calibrate(harmful, good).level == "off"
+
+
+def test_the_gain_that_is_believed_is_a_normal_posterior():
+    prior = Expectation(gain=0.4, spread=0.5)
+    assert prior.believed(1.0, 0.5) == pytest.approx(0.7)  # as much weight on either
+    assert prior.believed(1.0, 0.0) == 1.0
+    assert prior.believed(-3.0, 50.0) == pytest.approx(0.4, abs=1e-3)
 
 
 def test_one_trial_is_judged_by_its_quarters():

@@ -16,6 +16,7 @@ import torch
 
 from s2d.checks import check_range
 from s2d.fixer.analytic import AnalyticFixer
+from s2d.fixer.calibration import Expectation
 from s2d.fixer.diffusion import (
     COMPACT_TILE_SIZE,
     DIFIX_TILE_SIZE,
@@ -30,6 +31,9 @@ FixerName = Literal["analytic", "compact", "difix"]
 
 # The compact model of a release lies here, its model card beside it. A checkout without that file has no default network.
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "compact.safetensors"
+
+# Measured on scenes that the weights had not seen, five at a time, with 3 and 6 kept photos (docs/fixer.md).
+SHIPPED_EXPECTATION = Expectation(gain=0.5, spread=0.5, share=1.0)
 
 # What each fixer can be told, by the name of the flag, and what it does when it is told nothing.
 DEFAULTS: dict[FixerName, dict[str, Any]] = {
@@ -67,6 +71,13 @@ class FixerChoice:
     def num_references(self) -> int:
         """How many kept photos a view is fixed with; the analytic fixer is handed the nearest, like any other."""
         return self.settings.get("num_references", 1)
+
+    @property
+    def expected(self) -> Expectation:
+        """What it is worth before a trial; little is known of other weights than those that come with S2D."""
+        if self.name == "compact" and self.settings["weights"] == SHIPPED_WEIGHTS:
+            return SHIPPED_EXPECTATION
+        return Expectation()
 
     def inputs(self) -> dict[str, Any]:
         """What `open_stage` must know of it: settings by value, weights by content.

@@ -16,8 +16,9 @@ from typing import Any
 
 from s2d.files import atomic_write_json
 from s2d.fixer.adaptation import AdaptSettings, adapt
-from s2d.fixer.calibration import MIN_GAIN, Calibration, Trial, calibrate
+from s2d.fixer.calibration import MIN_GAIN, Calibration, calibrate
 from s2d.fixer.choice import FixerChoice, usable_device
+from s2d.fixer.shares import Trial
 from s2d.images import read_image, write_image
 from s2d.log import logger
 from s2d.metrics import psnr
@@ -139,7 +140,7 @@ def _calibrated(
 ) -> Calibration:
     """Repair all trials and learn from them."""
     _fix_all(choice, pairs, picture, device)
-    return calibrate([read_trial(pair, picture) for pair in pairs])
+    return calibrate([read_trial(pair, picture) for pair in pairs], choice.expected)
 
 
 def _fix_all(choice: FixerChoice, pairs: Sequence[TrialPair], picture: str, device: str) -> None:
@@ -169,7 +170,7 @@ def _cross_adapted(
         _adapt(choice, halves[1 - number], settings, weights, device, f"adapt {number + 1}/2")
         other = replace(choice, settings={**choice.settings, "weights": weights})
         _fix_all(other, half, "adapted", device)
-    return calibrate([read_trial(pair, "adapted") for pair in pairs])
+    return calibrate([read_trial(pair, "adapted") for pair in pairs], choice.expected)
 
 
 def _adapt(
