@@ -16,7 +16,7 @@ LAYERS = [
     {"cameras", "lenses", "plain_photos", "triangulation", "ply_io", "colmap_io", "transforms_io"},
     {"scene", "split", "sampling", "trajectories", "gaussians", "alignment", "capture", "poses"},
     {"rasterize", "densify", "optim", "refinement", "model_folder"},
-    {"guidance", "fixer", "training", "pairs", "scored_cameras"},
+    {"guidance", "fixer", "training", "pairs", "scored_cameras", "layers"},
     {"report"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
@@ -38,6 +38,7 @@ ONLY_IMPORTERS = {
     "yaml": {"config"},
     "tyro": {"config"},
     "plyfile": {"ply_io"},
+    "zstandard": {"layers"},
 }
 NEVER = {
     "torchvision",
