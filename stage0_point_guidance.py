@@ -40,7 +40,7 @@ from s2d.ply_io import write_points_ply
 from s2d.poses.photos import Photo, find_photos, is_photo_folder, photo_root
 from s2d.poses.place import Placement, place_photos, write_photo_scene
 from s2d.scene import Scene, prepare_scene
-from s2d.split import Split, make_split
+from s2d.split import Split, make_split, read_split_file
 from s2d.stage_io import Stage, open_stage
 from s2d.trajectories import NovelMode, make_novel_cameras
 from s2d.transforms_io import find_transforms, read_transforms
@@ -64,6 +64,8 @@ class Config:
     """Hold every 8th photo out as a test view (--test-every); keep views out of the rest."""
     test_every: int = 8
     """Distance between test views with --eval."""
+    split_file: Path | None = no_effect(None)
+    """JSON file with train_ids and test_ids, positions in name order or view names: keep and score those, instead of the flags above."""
     novel: NovelMode = "auto"
     """Where pseudo views will be made: the scene's other cameras (given), or generated ones. auto: given where there are any."""
     num_novel: int = 24
@@ -177,6 +179,11 @@ def check_config(cfg: Config) -> None:
         raise ValueError(
             f"--weight-path is given, but the provider is {cfg.provider}. Add --provider pi3 (or another model)."
         )
+    chosen = ("keep_every", "keep_indices", "keep_count", "eval")
+    if cfg.split_file is not None and (given := [name for name in chosen if getattr(cfg, name)]):
+        raise ValueError(
+            f"--split-file says which views are kept and scored; --{given[0].replace('_', '-')} says it too. Leave one of them out."
+        )
     if cfg.provider == "points" and cfg.points_path is None:
         raise ValueError(
             "--provider points needs a file: add --points-path CLOUD.ply (or .las, .laz, .glb, .obj)."
@@ -197,17 +204,20 @@ def check_config(cfg: Config) -> None:
 
 def scene_inputs(cfg: Config) -> dict[str, object]:
     """What the result depends on: cameras and photos (all of them: stage0/scene has the test photos too, for the evaluation)."""
+    inputs = source_inputs(cfg)
+    files = {"weights": cfg.weight_path, "points": cfg.points_path, "split": cfg.split_file}
+    return inputs | {key: path for key, path in files.items() if path is not None}
+
+
+def source_inputs(cfg: Config) -> dict[str, object]:
     if is_photo_folder(cfg.source):
-        photos = {"photos": [photo.path for photo in find_photos(cfg.source)]}
-        return photos | ({"weights": cfg.weight_path} if cfg.weight_path else {})
+        return {"photos": [photo.path for photo in find_photos(cfg.source)]}
     transforms = None if (cfg.source / "sparse").is_dir() else find_transforms(cfg.source)
-    inputs: dict[str, object] = {"scene": cfg.source}
     if transforms is not None:
-        inputs = {"cameras": transforms, "photos": list(read_transforms(transforms).image_paths)}
-    elif (cfg.source / "sparse").is_dir() and (cfg.source / "images").is_dir():
-        inputs = {"cameras": cfg.source / "sparse", "photos": cfg.source / "images"}
-    inputs |= {"weights": cfg.weight_path} if cfg.weight_path else {}
-    return inputs | ({"points": cfg.points_path} if cfg.points_path else {})
+        return {"cameras": transforms, "photos": list(read_transforms(transforms).image_paths)}
+    if (cfg.source / "sparse").is_dir() and (cfg.source / "images").is_dir():
+        return {"cameras": cfg.source / "sparse", "photos": cfg.source / "images"}
+    return {"scene": cfg.source}
 
 
 def read_scene(cfg: Config, stage: Stage) -> tuple[Scene, Split]:
@@ -278,6 +288,8 @@ def find_cameras(cfg: Config, stage: Stage) -> tuple[Scene, Split]:
 
 def choose_views(cfg: Config, names: Sequence[str], keep_all: bool = False) -> Split:
     """The split of views; `keep_all`: without a --keep-… option all that are not test views are kept."""
+    if cfg.split_file is not None:
+        return read_split_file(cfg.split_file, names)
     count = cfg.keep_count
     if keep_all and cfg.keep_every is None and cfg.keep_indices is None and count is None:
         count = len(names)

@@ -131,6 +131,57 @@ def make_split(
     )
 
 
+def read_split_file(path: Path, names: Sequence[str]) -> Split:
+    """Read which views somebody else kept and scored: a JSON file with `train_ids` and `test_ids`, as sparse-view papers publish them.
+
+    Args:
+        path: Ids are positions in name order, from 0, or view names with or without suffix.
+        names: All views with a photo.
+
+    Returns:
+        Protocol `eval`; novel is what is in neither list.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not such a file, an id that is no view, fewer than 2 kept views, or one that is kept and scored.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--split-file: no file {path}. Give a JSON file with train_ids and test_ids."
+        )
+    names = sorted(names)
+    by_name = {name: name for name in names} | {
+        Path(name).with_suffix("").as_posix(): name for name in names
+    }
+
+    def view(entry: int | str) -> str:
+        if isinstance(entry, int) and 0 <= entry < len(names):
+            return names[entry]
+        if isinstance(entry, str) and entry in by_name:
+            return by_name[entry]
+        raise ValueError(
+            f"{path}: {entry!r} is no view of this scene. Expected 0 to {len(names) - 1}, or a name such as {names[0]}."
+        )
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kept, test = (
+            sorted({view(entry) for entry in content[key]}) for key in ("train_ids", "test_ids")
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a split ({error!r}). Expected JSON with the lists train_ids and test_ids."
+        ) from error
+    if both := sorted(set(kept) & set(test)):
+        raise ValueError(
+            f"{path}: {both[0]} is in train_ids and in test_ids. Remove it from one of them."
+        )
+    if len(kept) < 2:
+        raise ValueError(f"{path}: {len(kept)} views in train_ids. Expected at least 2.")
+    novel = [name for name in names if name not in {*kept, *test}]
+    return Split("eval", tuple(kept), tuple(novel), tuple(test))
+
+
 def _kept_rows(
     num: int, every: int | None, indices: Sequence[int] | None, count: int | None
 ) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from s2d import scoring
 from s2d.cameras import Cameras
 from s2d.config import no_effect
 from s2d.files import atomic_write_json
@@ -292,8 +293,31 @@ def test_each_picture_is_scored_once_by_each_network(tmp_path, source, truth, na
 
 def test_pictures_too_small_for_lpips_are_scored_without_it():
     image, photo = torch.zeros(20, 40, 3), torch.full((20, 40, 3), 0.1)
-    assert evaluate.score(image, photo, {"lpips_alex": None})["lpips_alex"] is None
-    assert evaluate.score(image, photo, {})["psnr"] == pytest.approx(20.0, abs=1e-4)
+    assert scoring.score(image, photo, {"lpips_alex": None})["lpips_alex"] is None
+    assert scoring.score(image, photo, {})["psnr"] == pytest.approx(20.0, abs=1e-4)
+
+
+def test_masks_say_what_is_scored(tmp_path, source, truth, names):
+    """The final splat is right and stage 1's is not; with half of each view masked, the same masked by hand."""
+    run = write_run(tmp_path / "out", source, truth, make_split(names, keep_count=3))
+    mask = torch.zeros(HEIGHT, WIDTH, 3)
+    mask[:, WIDTH // 2 :] = 1
+    for name in names:
+        write_image(tmp_path / "masks" / render_name(name), mask)
+    evaluate.main(Config(run, lpips=(), mask_dir=tmp_path / "masks"))
+    _, per_view = read_results(run)
+    name, found = next(iter(per_view["stage1"]["test"].items()))
+    folder = min((run / "test").glob("ours_*"), key=lambda path: int(path.name[5:]))
+    image, photo = (read_image(folder / kind / render_name(name)) for kind in ("renders", "gt"))
+    assert found["psnr"] == pytest.approx(psnr(image, photo, mask[..., 0]), abs=1e-4)
+    white = [picture.clone() for picture in (image, photo)]
+    for picture in white:
+        picture[:, : WIDTH // 2] = 1
+    assert found["ssim"] == pytest.approx(ssim(*white), abs=1e-4)
+    assert found["psnr"] != pytest.approx(psnr(image, photo), abs=0.01)
+    (tmp_path / "masks" / render_name(name)).unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 6 scored views have no mask"):
+        evaluate.main(Config(run, lpips=(), mask_dir=tmp_path / "masks"))
 
 
 def test_another_scene_is_refused(tmp_path, source, truth, names):

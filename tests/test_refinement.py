@@ -28,6 +28,7 @@ from s2d.refinement import (
 from s2d.sampling import ViewSampler
 from s2d.scene import load_scene
 from s2d.scored_cameras import carried_cameras, load_truth
+from s2d.scoring import Run
 from s2d.split import Split
 from s2d.stage_io import open_stage
 from s2d.training import load_run, optimise_view, refine_cameras, save_run, start_run
@@ -354,7 +355,7 @@ def test_the_evaluation_follows_each_stages_own_cameras(tiny_scene, tmp_path):
     split = Split("eval", scene.names[1:], (), scene.names[:1])
     kept = scene.cameras.select(split.kept)
     manifests = {name: SimpleNamespace(dir=tmp_path / name) for name in ("stage0", "stage1")}
-    run = evaluate.Run(tmp_path, manifests, split, scene, kept, kept[:0])
+    run = Run(tmp_path, manifests, split, scene, kept, kept[:0])
     test = scene.cameras.select(split.test)
     assert torch.equal(evaluate.test_cameras(run, "stage0").viewmats, test.viewmats)
     (tmp_path / "stage1").mkdir()

@@ -1,11 +1,13 @@
 """Which views are kept, novel and test, in both protocols; by hand and as properties."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2d.split import Split, make_split
+from s2d.split import Split, make_split, read_split_file
 
 NAMES = [f"{i:02d}.png" for i in range(20)]
 
@@ -125,3 +127,34 @@ def test_round_trip_and_damaged_files(tmp_path):
             Split.load(path)
     with pytest.raises(FileNotFoundError, match=r"Run: python stage0_point_guidance.py"):
         Split.load(tmp_path / "none.json")
+
+
+def test_a_split_file_is_taken_as_it_is(tmp_path):
+    path = tmp_path / "train_test_split_3.json"
+    path.write_text(json.dumps({"train_ids": [9, 0, "04"], "test_ids": ["07.png", 8]}))
+    split = read_split_file(path, NAMES[::-1])
+    assert (split.protocol, rows(split.kept), rows(split.test)) == ("eval", [0, 4, 9], [7, 8])
+    assert sorted(split.kept + split.novel + split.test) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            '{"train_ids": [0, 20], "test_ids": [1]}',
+            "20 is no view of this scene. Expected 0 to 19",
+        ),
+        ('{"train_ids": [0, "x"], "test_ids": [1]}', "'x' is no view"),
+        ('{"train_ids": [0, 1, 2], "test_ids": ["02"]}', "02.png is in train_ids and in test_ids"),
+        ('{"train_ids": [0, 0], "test_ids": [2]}', "1 views in train_ids"),
+        ('{"train_ids": [0, 1]}', "not a split .*test_ids"),
+        ("[0, 1]", "not a split"),
+    ],
+)
+def test_bad_split_files_say_what_is_wrong(tmp_path, content, words):
+    path = tmp_path / "split.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=words):
+        read_split_file(path, NAMES)
+    with pytest.raises(FileNotFoundError, match="--split-file"):
+        read_split_file(tmp_path / "none.json", NAMES)

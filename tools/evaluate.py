@@ -12,10 +12,9 @@ Example
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,19 +22,17 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # run from anywhere: the library is not installed
 
-from torch import Tensor
 from tyro.conf import arg
 
-import s2d
 from s2d.cameras import Cameras
 from s2d.config import no_effect, run_script
 from s2d.files import atomic_write_json
 from s2d.gaussians import Gaussians, load_checkpoint
 from s2d.guidance.cloud import SurfaceCloud
 from s2d.guidance.render import render_cloud
-from s2d.images import image_writer, read_image
+from s2d.images import image_writer
 from s2d.log import logger, progress
-from s2d.metrics import LPIPS_MIN_SIDE, Lpips, LpipsUnavailable, load_lpips, psnr, ssim
+from s2d.metrics import Lpips, LpipsUnavailable, load_lpips
 from s2d.model_folder import render_name
 from s2d.rasterize import cpus_for_kernels, keep_freed_memory, rasterize
 from s2d.report import (
@@ -48,20 +45,18 @@ from s2d.report import (
     write_report,
     write_sheet,
 )
-from s2d.scene import Scene, load_scene
+from s2d.scene import load_scene
 from s2d.scored_cameras import carried_cameras, load_truth, registered_cameras
+from s2d.scoring import SCORED, Run, find_masks, score_views, scored_views, summarise
 from s2d.split import Split
 from s2d.stage_io import STAGE_SCRIPTS, Manifest, require_stage
 
-Metrics = dict[str, float | None]
 STAGE_TITLES = {
     "stage0": "Stage 0: points, guidance",
     "stage1": "Stage 1: 3DGS",
     "stage2": "Stage 2: fix",
     "stage3": "Stage 3: mixed 3DGS",
 }
-# What is scored: the key in results.json, and the column of the report that shows it.
-SCORED = {"stage1": "stage1", "stage2": "fixed", "stage3": "stage3"}
 
 
 @dataclass(frozen=True)
@@ -80,35 +75,10 @@ class Config:
     """Networks to compute LPIPS with; their weights are looked for, then downloaded once (see docs/evaluation.md)."""
     sheet: bool = False
     """Also write OUT/test/sheet.png, a contact sheet of all views."""
+    mask_dir: Path | None = None
+    """Folder with a picture per scored view that is black where nothing is scored (docs/evaluation.md)."""
     max_report_mb: float = 14.0
     """Largest report.html in megabytes: where the pictures of all views do not fit, some are left out."""
-
-
-@dataclass
-class Run:
-    """What the evaluation knows of a run: manifests, cameras, and the pictures per view and column."""
-
-    model_dir: Path
-    manifests: dict[str, Manifest]
-    split: Split
-    scene: Scene
-    given: Cameras
-    """The kept cameras as stage 0 knew them."""
-    novel_cameras: Cameras
-    placements: dict[str, str] = field(default_factory=dict)
-    """Stage → how the test cameras were placed, where they are not as given."""
-    test: dict[str, dict[str, Path]] = field(default_factory=dict)
-    """Test view → column → picture."""
-    novel: dict[str, dict[str, Path]] = field(default_factory=dict)
-    """Novel view → column → picture."""
-    coverage: dict[str, Path] = field(default_factory=dict)
-    """View → mask of what its guidance covers."""
-
-    def truth(self, name: str) -> Tensor | None:
-        """The photo of a view as 8 bits hold it, or None for a generated camera. [H, W, 3]"""
-        if name not in self.scene.cameras.names:
-            return None
-        return (self.scene.image(name) * 255).round() / 255
 
 
 def main(cfg: Config) -> Path:
@@ -117,6 +87,8 @@ def main(cfg: Config) -> Path:
     nets, notes = load_networks(cfg.lpips)
     render_test_views(run, cfg.refine_test_cameras)
     collect_novel_views(run)
+    if cfg.mask_dir is not None:
+        run.masks = find_masks(cfg.mask_dir, scored_views(run))
     per_view = score_views(run, nets)
     results = summarise(run, per_view)
     atomic_write_json(cfg.model_dir / "per_view.json", per_view)
@@ -270,110 +242,6 @@ def collect_novel_views(run: Run) -> None:
                 columns[column] = run.manifests[stage].dir / folder / render_name(name)
         run.novel[name] = columns
         run.coverage[name] = run.manifests["stage0"].dir / "coverage" / render_name(name)
-
-
-# --------------------------------------------------------------------------------------------------------------- numbers
-
-
-def score_views(run: Run, networks: dict[str, Lpips]) -> dict[str, dict[str, dict[str, Metrics]]]:
-    """Score every picture that has a truth.
-
-    Returns:
-        Stage ("stage1", "stage2", "stage3", "guidance") → "test" or "novel" → view → numbers.
-    """
-    groups = {"test": run.test, "novel": run.novel}
-    per_view = {stage: {group: {} for group in groups} for stage in (*SCORED, "guidance")}
-    names = [name for name in sorted({*run.test, *run.novel}) if name in run.scene.names]
-    with progress(len(names), "scores") as bar:
-        for done, name in enumerate(names, start=1):
-            truth = run.truth(name)
-            known: dict[
-                bytes, Metrics
-            ] = {}  # under the S2D protocol a view is test and novel: score it once
-            for group, views in groups.items():
-                columns = views.get(name, {})
-                for stage, column in SCORED.items():
-                    if column in columns:
-                        content = columns[column].read_bytes()
-                        if content not in known:
-                            known[content] = score(read_image(columns[column]), truth, networks)
-                        per_view[stage][group][name] = known[content]
-                if "guidance" in columns:
-                    per_view["guidance"][group][name] = score_guidance(
-                        read_image(columns["guidance"]),
-                        truth,
-                        read_image(run.coverage[name])[..., 0],
-                    )
-            bar.update(done)
-    return per_view
-
-
-def score(image: Tensor, truth: Tensor, networks: dict[str, Lpips]) -> Metrics:
-    large_enough = min(truth.shape[:2]) >= LPIPS_MIN_SIDE
-    values = {
-        key: network(image, truth) if large_enough else None for key, network in networks.items()
-    }
-    return {"psnr": psnr(image, truth), "ssim": ssim(image, truth)} | values
-
-
-def score_guidance(guidance: Tensor, truth: Tensor, mask: Tensor) -> Metrics:
-    """Measure the share of covered pixels and the PSNR on those alone; None where nothing is covered."""
-    value = psnr(guidance, truth, mask)
-    return {
-        "coverage": float((mask > 0.5).float().mean()),
-        "psnr_covered": None if math.isnan(value) else value,
-    }
-
-
-def mean_metrics(
-    views: dict[str, Metrics], keys: Sequence[str]
-) -> dict[str, float | int | None] | None:
-    """Average over views; a number that no view has is None, and no view at all gives None."""
-    if not views:
-        return None
-    means = {}
-    for key in keys:
-        values = [metrics[key] for metrics in views.values() if metrics.get(key) is not None]
-        means[key] = sum(values) / len(values) if values else None
-    return {**means, "num_views": len(views)}
-
-
-def summarise(run: Run, per_view: dict) -> dict:
-    """Build results.json."""
-    keys = ("psnr", "ssim", "lpips_vgg", "lpips_alex")
-    stages = {}
-    for stage in SCORED:
-        manifest = run.manifests.get(stage)
-        stages[stage] = manifest and {
-            "test": mean_metrics(per_view[stage]["test"], keys),
-            "novel": mean_metrics(per_view[stage]["novel"], keys),
-            "num_gaussians": manifest.info.get("num_gaussians"),
-            "seconds": manifest.timings["total"],
-            "peak_rss_mb": manifest.data["peak_rss_mb"],
-        }
-    stage0 = run.manifests["stage0"]
-    return {
-        "scene": run.scene.name,
-        "protocol": run.split.protocol,
-        "kept": list(run.split.kept),
-        "novel": list(run.novel_cameras.names),
-        "test": list(run.split.test),
-        "stages": stages,
-        "guidance": {
-            **{
-                group: mean_metrics(per_view["guidance"][group], ("coverage", "psnr_covered"))
-                for group in ("test", "novel")
-            },
-            "seconds": stage0.timings["total"],
-            "peak_rss_mb": stage0.data["peak_rss_mb"],
-        },
-        "total_seconds": round(
-            sum(manifest.timings["total"] for manifest in run.manifests.values()), 3
-        ),
-        "leaks_test_photos": bool(stage0.data["info"].get("leaks_test_photos")),
-        "device": run.manifests["stage1"].data["device"],
-        "version": s2d.__version__,
-    } | ({"test_cameras": run.placements} if run.placements else {})
 
 
 # ------------------------------------------------------------------------------------------------------------ for people
