@@ -1,0 +1,133 @@
+"""One layer's step, with what is done to its rows every so many of them."""
+
+import torch
+from torch import Tensor
+
+from s2d.densify import DensifyPolicy
+from s2d.layers.density import ResetRule, density_round, remove_rows, reset_opacities
+from s2d.layers.depth import DepthTarget, depth_target, depth_weight
+from s2d.layers.foundation import Foundation
+from s2d.layers.options import LayerPlan
+from s2d.layers.pyramid import Pyramid
+from s2d.layers.reduce import (
+    IMPORTANCE_SHARES,
+    SH_CULL_SHARE,
+    contributions,
+    cull_colours,
+    least_important,
+    redundant_rows,
+)
+from s2d.layers.step import layer_step
+from s2d.layers.task import LayerTask
+from s2d.log import logger
+from s2d.optim import active_sh_degree, set_means_rate
+from s2d.training import TrainingRun, refine_cameras
+
+# Density control from a tenth to six tenths of a layer's steps: layers are short, and what they add needs the rest to settle.
+DENSIFY_START, DENSIFY_STOP = 0.1, 0.6
+
+
+class LayerLoop:
+    """The state of one layer's training beside its run."""
+
+    def __init__(
+        self,
+        task: LayerTask,
+        layer: LayerPlan,
+        run: TrainingRun,
+        foundation: Foundation,
+        first_step: int,
+    ) -> None:
+        self.task, self.layer, self.run, self.foundation = task, layer, run, foundation
+        self.first_step = first_step
+        self.pyramid = Pyramid(task.views, layer.factor)
+        self.kept = task.kept.scaled(1 / layer.factor)
+        self.policy = DensifyPolicy(
+            task.densify,
+            grad_threshold=task.grad_threshold,
+            max_gaussians=foundation.num + layer.budget,
+        )
+        self.resets = ResetRule(
+            task.flags.layer_reset, task.flags.layer_reset_every, task.flags.layer_reset_to
+        )
+        self.depths: dict[str, DepthTarget] = {}
+        # As after the culling, also where a run goes on: culled coefficients are the zeros.
+        self.flat: Tensor | None = None
+        if task.flags.layer_sh_cull and self.done >= self._at(SH_CULL_SHARE):
+            self.flat = (run.gaussians.shN.detach() == 0).all(-1, keepdim=True)
+
+    @property
+    def done(self) -> int:
+        """Finished steps of this layer."""
+        return self.run.step - self.first_step
+
+    def _at(self, share: float) -> int:
+        return round(share * self.layer.steps)
+
+    def step(self, is_first: bool) -> Tensor:
+        """Take one step towards the next view; returns the photometric loss."""
+        task, run, share = self.task, self.run, self.done / self.layer.steps
+        set_means_rate(run.optimizer, task.rates, run.scene_extent, share)
+        is_kept, name = run.sampler.draw()
+        degree = task.sh_degree
+        if is_first:
+            degree = active_sh_degree(self.done, task.sh_degree_every, degree)
+        weight = depth_weight(task.flags.layer_depth_weight, share) if is_kept else 0.0
+        loss = layer_step(
+            run,
+            self.pyramid(is_kept, name),
+            ssim_weight=self.layer.ssim_weight,
+            sh_degree=degree,
+            opacity_weight=task.opacity_weight,
+            depth=self._depth(name) if weight > 0 else None,
+            depth_weight=weight,
+        )
+        self.foundation.hold(run.gaussians)
+        if self.flat is not None:
+            run.gaussians.shN.detach().masked_fill_(self.flat, 0)
+        refine_cameras(run, share)
+        self._change_rows()
+        return loss
+
+    def _depth(self, name: str) -> DepthTarget:
+        if name not in self.depths:
+            assert self.task.depth is not None
+            camera = self.kept.select([name])
+            self.depths[name] = depth_target(*self.task.depth(name), camera.width, camera.height)
+        return self.depths[name]
+
+    def _change_rows(self) -> None:
+        """Density control, resets and the reduced mode's rules, where this step is one of theirs."""
+        run, flags, done = self.run, self.task.flags, self.done
+        gaussians = run.gaussians
+        changed = True
+        if (
+            self._at(DENSIFY_START) <= done <= self._at(DENSIFY_STOP)
+            and done % self.policy.every == 0
+        ):
+            density_round(run, self.policy, self.foundation)
+            if flags.layer_redundancy:
+                first = self.foundation.mask(gaussians.num)
+                remove_rows(run, redundant_rows(gaussians, self.kept, first), self.foundation)
+        elif flags.layer_importance > 0 and done in map(self._at, IMPORTANCE_SHARES):
+            new = ~self.foundation.mask(gaussians.num)
+            weights = contributions(gaussians, self.kept)
+            doomed = least_important(weights, new, flags.layer_importance)
+            remove_rows(run, doomed, self.foundation)
+        elif flags.layer_sh_cull and done == self._at(SH_CULL_SHARE):
+            rows = self.foundation.not_culled(torch.ones(gaussians.num, dtype=torch.bool))
+            culled = cull_colours(gaussians.detached(), self.kept, rows)
+            self.flat = (gaussians.shN.detach() == 0).all(-1, keepdim=True)
+            logger.info("layer: %d of %d new Gaussians have one colour", culled, int(rows.sum()))
+        else:
+            changed = False
+        # Not near the end: what is lowered needs the steps to come back.
+        if (
+            done % self.resets.every == 0
+            and done <= self._at(DENSIFY_STOP)
+            and flags.layer_reset != "none"
+        ):
+            reset_opacities(run, self.resets, self.foundation)
+            changed = True
+        if changed:
+            self.foundation.check(run.gaussians, f"step {run.step}")

@@ -1,0 +1,69 @@
+"""What layers are trained on and with, and what comes out of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from s2d.cameras import Cameras
+from s2d.gaussians import Gaussians
+from s2d.layers.options import LayerFlags
+from s2d.layers.pyramid import ViewSource
+from s2d.layers.rows import concatenate, level_opacities
+from s2d.optim import LearningRates
+from s2d.ply_io import PointCloud
+from s2d.refinement import RefinementRates
+from s2d.sampling import SampleDrop
+
+
+@dataclass(frozen=True)
+class LayerTask:
+    """What all layers are trained on and with."""
+
+    flags: LayerFlags
+    views: ViewSource
+    """Views at full resolution."""
+    kept: Cameras
+    points: PointCloud
+    """What new rows start from."""
+    scene_extent: float
+    novel: tuple[str, ...] = ()
+    """Names of pseudo views, if they are trained on."""
+    initial: tuple[Gaussians, ...] = ()
+    """New rows per layer, instead of points."""
+    depth: Callable[[str], tuple[Tensor, Tensor]] | None = None
+    """Kept view → depth and confidence [H, W] at full resolution, for depth supervision."""
+    alpha: float = 0.7
+    sample_drop: SampleDrop = "normalised"
+    sh_degree: int = 2
+    sh_degree_every: int = 1000
+    rates: LearningRates = field(default_factory=LearningRates)
+    densify: bool = True
+    grad_threshold: float = 2e-4
+    opacity_weight: float = 0.0
+    seed: int = 0
+    checkpoint_every: int = 500
+    refinement_rates: RefinementRates = field(default_factory=RefinementRates)
+
+
+@dataclass
+class TrainedLayers:
+    """Finished layers, coarsest first."""
+
+    parts: list[Gaussians]
+    """The rows that each adds, with their opacities at that level."""
+    opacities: list[Tensor | None]
+    """Per layer, logits of the rows below; None for the first, and where opacities are frozen too."""
+    rescales: list[float]
+    metrics: list[dict[str, Any] | None]
+
+    @property
+    def gaussians(self) -> Gaussians | None:
+        """All rows, with the opacities of the last level."""
+        if not self.parts:
+            return None
+        joined = concatenate(self.parts)
+        own = [part.opacity_logits for part in self.parts]
+        joined.opacity_logits = level_opacities(own, self.opacities)
+        return joined
