@@ -2,6 +2,15 @@
 // Every constant of the renderer, with its reason.
 #pragma once
 
+// What both back ends call: functions of the template type F, which is one float on a GPU and a vector of them on a CPU.
+#ifdef __CUDACC__
+#define S2D_HOST_DEVICE __host__ __device__
+#define S2D_SHARED __host__ __device__ __forceinline__
+#else
+#define S2D_HOST_DEVICE
+#define S2D_SHARED inline __attribute__((always_inline))
+#endif
+
 namespace s2d {
 
 constexpr float ALPHA_MIN = 1.0f / 255.0f;  // one step of an 8-bit image: what is fainter cannot be seen

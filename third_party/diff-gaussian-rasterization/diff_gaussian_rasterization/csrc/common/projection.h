@@ -20,6 +20,25 @@ struct Camera {
   int width, height;
 };
 
+// From a row-major 4x4 world-to-camera matrix and intrinsics in pixels.
+S2D_HOST_DEVICE inline Camera make_camera(const float* viewmat, float fx, float fy, float cx, float cy, int width, int height) {
+  Camera c;
+  for (int i = 0; i < 3; ++i) {
+    for (int k = 0; k < 3; ++k) c.W[3 * i + k] = viewmat[4 * i + k];
+    c.t[i] = viewmat[4 * i + 3];
+  }
+  for (int k = 0; k < 3; ++k) c.center[k] = -(c.W[k] * c.t[0] + c.W[3 + k] * c.t[1] + c.W[6 + k] * c.t[2]);
+  c.fx = fx, c.fy = fy, c.cx = cx, c.cy = cy;
+  c.width = width, c.height = height;
+  const float margin_x = FOV_MARGIN * 0.5f * static_cast<float>(width) / fx;
+  const float margin_y = FOV_MARGIN * 0.5f * static_cast<float>(height) / fy;
+  c.tan_x_low = -cx / fx - margin_x;
+  c.tan_x_high = (static_cast<float>(width) - cx) / fx + margin_x;
+  c.tan_y_low = -cy / fy - margin_y;
+  c.tan_y_high = (static_cast<float>(height) - cy) / fy + margin_y;
+  return c;
+}
+
 template <class F>
 struct Footprint {
   F x, y, z, inv_z;      // centre in camera coordinates
@@ -41,7 +60,7 @@ struct FootprintGrad {
 
 // R (row-major) of the quaternion q = (w, x, y, z), already of unit norm.
 template <class F>
-inline void rotation_from_unit_quat(const F* q, F* R) {
+S2D_HOST_DEVICE inline void rotation_from_unit_quat(const F* q, F* R) {
   const F w = q[0], x = q[1], y = q[2], z = q[3];
   const F x2 = x + x, y2 = y + y, z2 = z + z;
   const F xx = x * x2, yy = y * y2, zz = z * z2, xy = x * y2, xz = x * z2, yz = y * z2;
@@ -53,7 +72,7 @@ inline void rotation_from_unit_quat(const F* q, F* R) {
 
 // Gradient by the raw quaternion (norm 1/inv_norm), given the one by R.
 template <class F>
-inline void rotation_adjoint(const F* q, F inv_norm, const F* D, F* grad) {
+S2D_HOST_DEVICE inline void rotation_adjoint(const F* q, F inv_norm, const F* D, F* grad) {
   const F w = q[0], x = q[1], y = q[2], z = q[3], two(2.0f);
   F g[4];
   g[0] = two * (z * (D[3] - D[1]) + y * (D[2] - D[6]) + x * (D[7] - D[5]));
@@ -67,7 +86,7 @@ inline void rotation_adjoint(const F* q, F inv_norm, const F* D, F* grad) {
 // Antialiasing dims a splat by |M0 x M1| / sqrt(det), as much as the blur widens it. Given the gradient by ln of that factor, add what
 // it means for M and for the blurred covariance. (Through the inverse of the sharp covariance, needles lose their digits.)
 template <class F>
-inline void dimming_adjoint(const Footprint<F>& fp, F d_log_factor, FootprintGrad<F>& grad) {
+S2D_HOST_DEVICE inline void dimming_adjoint(const Footprint<F>& fp, F d_log_factor, FootprintGrad<F>& grad) {
   const F *M0 = fp.M, *M1 = fp.M + 3;
   const F c[3] = {M0[1] * M1[2] - M0[2] * M1[1], M0[2] * M1[0] - M0[0] * M1[2], M0[0] * M1[1] - M0[1] * M1[0]};
   const F sharp = d_log_factor / fp.sharp_det, blurred = F(0.5f) * d_log_factor / fp.det;
@@ -82,7 +101,7 @@ inline void dimming_adjoint(const Footprint<F>& fp, F d_log_factor, FootprintGra
 }
 
 template <class F>
-inline void project_footprint(const Camera& camera, const F* mean, const F* H, Footprint<F>& out) {
+S2D_HOST_DEVICE inline void project_footprint(const Camera& camera, const F* mean, const F* H, Footprint<F>& out) {
   const float* W = camera.W;
   F cam[3];
   for (int i = 0; i < 3; ++i) {
@@ -120,7 +139,7 @@ inline void project_footprint(const Camera& camera, const F* mean, const F* H, F
 
 // Gradients of a footprint by mean and H, and what it adds to those of the camera's W and t.
 template <class F>
-inline void footprint_adjoint(const Camera& camera, const F* mean, const F* H, const Footprint<F>& fp,
+S2D_HOST_DEVICE inline void footprint_adjoint(const Camera& camera, const F* mean, const F* H, const Footprint<F>& fp,
                               const FootprintGrad<F>& grad, F* d_mean, F* d_H, F* dW, F* dt) {
   const float* W = camera.W;
   const F *A = fp.A, *M = fp.M;
@@ -168,7 +187,7 @@ inline void footprint_adjoint(const Camera& camera, const F* mean, const F* H, c
 // scales the mean's distance from the principal point and a row of M; and a clamped ratio is a limit of the field of view,
 // (constant - cx) / fx, that moves with both.
 template <class F>
-inline void intrinsics_adjoint(const Camera& camera, const F* H, const Footprint<F>& fp, const FootprintGrad<F>& grad,
+S2D_HOST_DEVICE inline void intrinsics_adjoint(const Camera& camera, const F* H, const Footprint<F>& fp, const FootprintGrad<F>& grad,
                                F* d_intrinsics) {
   const float* forward = camera.W + 6;
   const float focal[2] = {camera.fx, camera.fy};

@@ -8,7 +8,7 @@ namespace s2d {
 
 // Basis functions 0 … (degree+1)^2 - 1 at the unit direction (x, y, z).
 template <class F>
-inline void sh_basis(int degree, F x, F y, F z, F* out) {
+S2D_HOST_DEVICE inline void sh_basis(int degree, F x, F y, F z, F* out) {
   out[0] = F(SH_0);
   if (degree < 1) return;
   out[1] = F(-SH_1) * y;
@@ -34,7 +34,7 @@ inline void sh_basis(int degree, F x, F y, F z, F* out) {
 
 // grad[3] = sum_k weights[k] * d basis_k / d (x, y, z), with the polynomials above taken as functions on all of space.
 template <class F>
-inline void sh_direction_gradient(int degree, F x, F y, F z, const F* weights, F* grad) {
+S2D_HOST_DEVICE inline void sh_direction_gradient(int degree, F x, F y, F z, const F* weights, F* grad) {
   F gx(0.0f), gy(0.0f), gz(0.0f);
   if (degree >= 1) {
     gy = F(-SH_1) * weights[1];

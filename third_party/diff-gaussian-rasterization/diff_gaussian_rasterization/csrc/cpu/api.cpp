@@ -4,30 +4,6 @@
 
 #include "frame.h"
 
-namespace s2d {
-namespace {
-
-Camera make_camera(const CameraArgs& args) {
-  Camera c;
-  for (int i = 0; i < 3; ++i) {
-    for (int k = 0; k < 3; ++k) c.W[3 * i + k] = args.viewmat[4 * i + k];
-    c.t[i] = args.viewmat[4 * i + 3];
-  }
-  for (int k = 0; k < 3; ++k) c.center[k] = -(c.W[k] * c.t[0] + c.W[3 + k] * c.t[1] + c.W[6 + k] * c.t[2]);
-  c.fx = args.fx, c.fy = args.fy, c.cx = args.cx, c.cy = args.cy;
-  c.width = args.width, c.height = args.height;
-  const float margin_x = FOV_MARGIN * 0.5f * static_cast<float>(args.width) / args.fx;
-  const float margin_y = FOV_MARGIN * 0.5f * static_cast<float>(args.height) / args.fy;
-  c.tan_x_low = -args.cx / args.fx - margin_x;
-  c.tan_x_high = (static_cast<float>(args.width) - args.cx) / args.fx + margin_x;
-  c.tan_y_low = -args.cy / args.fy - margin_y;
-  c.tan_y_high = (static_cast<float>(args.height) - args.cy) / args.fy + margin_y;
-  return c;
-}
-
-}  // namespace
-}  // namespace s2d
-
 S2D_EXPORT const char* s2d_last_error() { return s2d::last_error().c_str(); }
 
 S2D_EXPORT int32_t s2d_lanes() { return s2d::LANES; }
@@ -49,7 +25,8 @@ S2D_EXPORT int s2d_forward(void* handle, const s2d::SceneArgs* scene, const s2d:
   return s2d::guarded([&] {
     s2d::Frame& frame = *static_cast<s2d::Frame*>(handle);
     frame.camera_args = *camera;
-    frame.camera = s2d::make_camera(*camera);
+    frame.camera =
+        s2d::make_camera(camera->viewmat, camera->fx, camera->fy, camera->cx, camera->cy, camera->width, camera->height);
     frame.tiles_x = (camera->width + s2d::TILE_W - 1) / s2d::TILE_W;
     frame.tiles_y = (camera->height + s2d::TILE_H - 1) / s2d::TILE_H;
     s2d::project(frame, *scene, *images, num_threads);

@@ -12,7 +12,6 @@ namespace {
 
 constexpr int64_t CHUNK = 512;  // Gaussians per task
 static_assert(CHUNK % CAMERA_UNIT == 0, "two tasks never add to the same sums");
-constexpr int CAMERA_SUMS = 19;  // dW[9], dt[3], d centre[3], d (fx, fy, cx, cy)
 
 // Write rows of WIDTH values for the Gaussians [first, first + count); rows not in `visible` and values that are not finite become
 // zero.
@@ -88,12 +87,7 @@ void sh_backward(const Frame& frame, const SceneArgs& scene, const GradientArgs&
   if (scene.degree == 0) return;
   F d_dir[3];
   sh_direction_gradient(scene.degree, dir[0], dir[1], dir[2], weights, d_dir);
-  const F radial = d_dir[0] * dir[0] + d_dir[1] * dir[1] + d_dir[2] * dir[2];  // normalisation removes it
-  for (int k = 0; k < 3; ++k) {
-    const F d_offset = (d_dir[k] - radial * dir[k]) * inv_distance;
-    d_mean[k] = d_mean[k] + d_offset;
-    d_center[k] = F(0.0f) - d_offset;
-  }
+  direction_adjoint(dir, inv_distance, d_dir, d_mean, d_center);
 }
 
 void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientArgs& gradients, bool with_depth, int64_t first,
@@ -107,22 +101,8 @@ void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientAr
   Footprint<F> fp;
   project_footprint(frame.camera, batch.mean, batch.H, fp);
 
-  // y = conic d in terms of the whitened (u, v): y = (s1 u, s2 u + s3 v) / WHITEN^2.
-  constexpr float K = 1.0f / (WHITEN * WHITEN);
   FootprintGrad<F> grad;
-  grad.mean_x = F(K) * fp.s1 * sums[SUM_GU];
-  grad.mean_y = F(K) * (fp.s2 * sums[SUM_GU] + fp.s3 * sums[SUM_GV]);
-  const F guu = sums[SUM_GUU], guv = sums[SUM_GUV], gvv = sums[SUM_GVV], half_k2(0.5f * K * K);
-  grad.var_x = half_k2 * fp.s1 * fp.s1 * guu;
-  grad.cov_xy = half_k2 * fp.s1 * (fp.s2 * guu + fp.s3 * guv);
-  grad.var_y = half_k2 * (fp.s2 * fp.s2 * guu + F(2.0f) * fp.s2 * fp.s3 * guv + fp.s3 * fp.s3 * gvv);
-  for (F& value : grad.M) value = F(0.0f);
-  if (frame.camera_args.antialiasing) dimming_adjoint(fp, sums[SUM_G], grad);
-  grad.z = F(0.0f);
-  if (with_depth) {
-    grad.z = sums[SUM_AUX];
-    if (frame.camera_args.inverse_depth) grad.z = F(0.0f) - grad.z * fp.inv_z * fp.inv_z;
-  }
+  footprint_gradient(fp, sums, frame.camera_args.antialiasing, with_depth, frame.camera_args.inverse_depth, grad);
 
   F d_mean[3], d_H[9], camera[CAMERA_SUMS];
   footprint_adjoint(frame.camera, batch.mean, batch.H, fp, grad, d_mean, d_H, camera, camera + 9);
@@ -141,22 +121,13 @@ void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientAr
   write_rows<2>(gradients.means2d, row, count, visible, d_pixel, false);
 
   if (scene.covars) {
-    // Sigma enters through M M^T = A Sigma A^T only: its gradient is A^T grad A, off-diagonal entries counted twice.
-    const auto entry = [&](int i, int j) {
-      const F *x = fp.A, *y = fp.A + 3;
-      return grad.var_x * x[i] * x[j] + grad.cov_xy * (x[i] * y[j] + y[i] * x[j]) + grad.var_y * y[i] * y[j];
-    };
-    const F two(2.0f);
-    const F d_covar[6] = {entry(0, 0), two * entry(0, 1), two * entry(0, 2), entry(1, 1), two * entry(1, 2), entry(2, 2)};
+    F d_covar[6];
+    covariance_adjoint(fp, grad, d_covar);
     write_rows<6>(gradients.covars, row, count, visible, d_covar, add);
   } else {
-    F R[9], d_R[9], d_scale[3], d_quat[4];
-    rotation_from_unit_quat(batch.quat, R);
-    for (int k = 0; k < 3; ++k) {
-      const F by_scale = R[k] * d_H[k] + R[3 + k] * d_H[3 + k] + R[6 + k] * d_H[6 + k];
-      d_scale[k] = by_scale * (scene.activated ? F(scene.scale_modifier) : batch.scale[k]);
-      for (int j = 0; j < 3; ++j) d_R[3 * j + k] = d_H[3 * j + k] * batch.scale[k];
-    }
+    F by_stored[3], d_R[9], d_scale[3], d_quat[4];
+    for (int k = 0; k < 3; ++k) by_stored[k] = scene.activated ? F(scene.scale_modifier) : batch.scale[k];
+    half_adjoint(batch.quat, batch.scale, by_stored, d_H, d_scale, d_R);
     rotation_adjoint(batch.quat, batch.inv_norm, d_R, d_quat);
     write_rows<3>(gradients.log_scales, row, count, visible, d_scale, add);
     write_rows<4>(gradients.quats, row, count, visible, d_quat, add);
@@ -185,20 +156,6 @@ void clear_batch(const SceneArgs& scene, const GradientArgs& g, int64_t first, i
     clear_rows(g.log_scales, 3, first, count, g.accumulate);
     clear_rows(g.quats, 4, first, count, g.accumulate);
   }
-}
-
-// The 4x4 gradient of the camera from the sums over Gaussians; the centre is -W^T t.
-void write_viewmat(const Camera& camera, const double* sums, float* out) {
-  const double *dW = sums, *dt = sums + 9, *d_center = sums + 12;
-  for (int i = 0; i < 3; ++i) {
-    double t = dt[i];
-    for (int k = 0; k < 3; ++k) {
-      out[4 * i + k] = static_cast<float>(dW[3 * i + k] - static_cast<double>(camera.t[i]) * d_center[k]);
-      t -= static_cast<double>(camera.W[3 * i + k]) * d_center[k];
-    }
-    out[4 * i + 3] = static_cast<float>(t);
-  }
-  std::fill(out + 12, out + 16, 0.0f);
 }
 
 }  // namespace
@@ -233,7 +190,7 @@ void finish_camera_sums(Frame& frame, int64_t n, const GradientArgs& gradients) 
   for (int64_t unit = 0; unit < units; ++unit) {
     for (int k = 0; k < CAMERA_SUMS; ++k) total[k] += sums[unit * CAMERA_SUMS + k];
   }
-  if (gradients.viewmat) write_viewmat(frame.camera, total, gradients.viewmat);
+  if (gradients.viewmat) viewmat_gradient(frame.camera, total, gradients.viewmat);
   if (gradients.intrinsics) std::copy_n(total + 15, 4, gradients.intrinsics);
 }
 

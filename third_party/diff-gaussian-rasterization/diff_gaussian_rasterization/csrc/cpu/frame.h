@@ -23,7 +23,7 @@
 #endif
 
 #include "adam.h"
-#include "projection.h"
+#include "gaussian.h"
 #include "simd.h"
 
 namespace s2d {
@@ -119,7 +119,6 @@ struct Instance {
 struct alignas(64) Slot {
   float sums[16];
 };
-enum Sums { SUM_G, SUM_GU, SUM_GV, SUM_GUU, SUM_GUV, SUM_GVV, SUM_R, SUM_GREEN, SUM_B, SUM_AUX, NUM_SUMS };
 
 // What the backward pass needs of the pixels of a tile, in block order.
 struct alignas(64) TileState {

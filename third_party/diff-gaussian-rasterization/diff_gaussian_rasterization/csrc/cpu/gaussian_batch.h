@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "frame.h"
+#include "gaussian.h"
 #include "rows.h"
 #include "sh.h"
 
@@ -23,39 +24,23 @@ struct GaussianBatch {
 };
 
 S2D_INLINE void load_covariance(const SceneArgs& scene, int64_t first, int count, GaussianBatch& batch) {
-  // Cholesky factor of Sigma; pivots of a semidefinite matrix may come out slightly negative.
   F c[6];
   load_rows<6>(scene.covars, first, count, c);
   for (const F& value : c) batch.healthy = batch.healthy & is_finite(value);
-  const F zero(0.0f);
-  const auto column = [&](F pivot, F value) { return select(pivot > zero, value / pivot, zero); };
-  const F l00 = sqrt_of(max_of(c[0], zero)), l10 = column(l00, c[1]), l20 = column(l00, c[2]);
-  const F l11 = sqrt_of(max_of(c[3] - l10 * l10, zero)), l21 = column(l11, c[4] - l20 * l10);
-  const F l22 = sqrt_of(max_of(c[5] - l20 * l20 - l21 * l21, zero));
-  const F H[9] = {l00, zero, zero, l10, l11, zero, l20, l21, l22};
-  for (int k = 0; k < 9; ++k) batch.H[k] = H[k];
+  half_of_covariance(c, batch.H);
 }
 
 S2D_INLINE void load_scale_and_rotation(const SceneArgs& scene, int64_t first, int count, GaussianBatch& batch) {
-  F raw[3], q[4], R[9];
+  F raw[3], q[4];
   load_rows<3>(scene.log_scales, first, count, raw);
   load_rows<4>(scene.quats, first, count, q);
   for (int k = 0; k < 3; ++k) {
     batch.healthy = batch.healthy & is_finite(raw[k]);
     batch.scale[k] = (scene.activated ? raw[k] : exp_of(raw[k])) * F(scene.scale_modifier);
   }
-  // Dividing by the largest component first keeps the squares of huge and of tiny quaternions in range.
-  const F largest = max_of(max_of(abs_of(q[0]), abs_of(q[1])), max_of(abs_of(q[2]), abs_of(q[3])));
   for (int k = 0; k < 4; ++k) batch.healthy = batch.healthy & is_finite(q[k]);
-  batch.healthy = batch.healthy & (largest > F(0.0f));
-  for (int k = 0; k < 4; ++k) q[k] = q[k] / largest;
-  const F inv = F(1.0f) / sqrt_of(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3]);
-  for (int k = 0; k < 4; ++k) batch.quat[k] = q[k] * inv;
-  batch.inv_norm = inv / largest;
-  rotation_from_unit_quat(batch.quat, R);
-  for (int j = 0; j < 3; ++j) {
-    for (int k = 0; k < 3; ++k) batch.H[3 * j + k] = R[3 * j + k] * batch.scale[k];
-  }
+  batch.healthy = batch.healthy & (normalise_quat(q, batch.quat, batch.inv_norm) > F(0.0f));
+  half_of_rotation_and_scale(batch.quat, batch.scale, batch.H);
 }
 
 S2D_INLINE void load_batch(const SceneArgs& scene, int64_t first, int count, GaussianBatch& batch) {
@@ -69,15 +54,8 @@ S2D_INLINE void load_batch(const SceneArgs& scene, int64_t first, int count, Gau
   } else {
     load_scale_and_rotation(scene, first, count, batch);
   }
-  if (scene.activated) {
-    batch.healthy = batch.healthy & (stored > F(0.0f));
-    batch.log2_opacity = log2_of(max_of(stored, F(1e-30f)));
-    batch.d_log2_opacity = F(LOG2_E) / stored;
-  } else {
-    const F e = exp_of(F(0.0f) - stored);  // opacity = 1 / (1 + e)
-    batch.log2_opacity = F(0.0f) - log2_of(F(1.0f) + e);
-    batch.d_log2_opacity = F(LOG2_E) * e / (F(1.0f) + e);
-  }
+  if (scene.activated) batch.healthy = batch.healthy & (stored > F(0.0f));
+  activate_opacity(stored, scene.activated, batch.log2_opacity, batch.d_log2_opacity);
 }
 
 S2D_INLINE void prefetch_rows(const float* data, int64_t width, int64_t first, int64_t n) {
@@ -98,14 +76,6 @@ S2D_INLINE void prefetch_after(const SceneArgs& scene, int64_t batch) {
   prefetch_rows(scene.colors, 3, first, scene.n);
   prefetch_rows(scene.sh0, 3, first, scene.n);
   prefetch_rows(scene.shN, 3 * (scene.num_coeffs - 1), first, scene.n);
-}
-
-// Unit directions from the camera centre, and 1 / distance.
-S2D_INLINE void view_direction(const Camera& camera, const F* mean, F* dir, F& inv_distance) {
-  F offset[3];
-  for (int k = 0; k < 3; ++k) offset[k] = mean[k] - F(camera.center[k]);
-  inv_distance = F(1.0f) / sqrt_of(offset[0] * offset[0] + offset[1] * offset[1] + offset[2] * offset[2]);
-  for (int k = 0; k < 3; ++k) dir[k] = offset[k] * inv_distance;
 }
 
 constexpr int SH_MAX_COLUMNS = 3 * (SH_MAX_COEFFS - 1) / LANES * LANES + LANES;  // of shN, whole vectors

@@ -86,10 +86,7 @@ void project_batch(const Frame& frame, const SceneArgs& scene, const ImageArgs& 
     fp.mean_x = fp.mean_x + offset[0];
     fp.mean_y = fp.mean_y + offset[1];
   }
-  if (frame.camera_args.antialiasing) {
-    // log2 of the smallest float instead of minus infinity: far below ALPHA_MIN either way.
-    batch.log2_opacity = batch.log2_opacity + F(0.5f) * log2_of(max_of(fp.sharp_det / fp.det, F(1e-37f)));
-  }
+  if (frame.camera_args.antialiasing) batch.log2_opacity = batch.log2_opacity + log2_dimming(fp);
   const F level = F(2.0f * LN_2) * (batch.log2_opacity - F(LOG2_ALPHA_MIN));
   const F half_x = sqrt_of(level * fp.var_x), half_y = sqrt_of(level * fp.var_y);
   Mask seen = batch.healthy & seen_by(frame.camera, fp, level, half_x, half_y) & mask_of((2u << (count - 1)) - 1);

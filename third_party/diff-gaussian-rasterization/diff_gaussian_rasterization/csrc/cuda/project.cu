@@ -42,9 +42,108 @@
 //   depth_keys       out int32 [C, N]: the bits of z, INT32_MAX where nothing is drawn
 //   tile_counts      out int32 [C, N]
 //   radii            out int32 [C, N]
-extern "C" __global__ void project_forward(long long n, int num_coeffs, int degree, int activated, float scale_modifier, int width,
-                                           int height, int inverse_depth, int antialiasing, const float* means,
-                                           const float* log_scales, const float* quats, const float* opacity_logits,
-                                           const float* sh0, const float* shN, const float* colors, const float* covars,
-                                           const float* viewmats, const float* Ks, const float* means2d_offset, float* splats,
-                                           int* depth_keys, int* tile_counts, int* radii);
+#include "ellipse.h"
+#include "scene.h"
+
+namespace s2d {
+
+struct Bounds {
+  float half_x, half_y;
+};
+
+// Whether anything is seen of the ellipse d^T conic d = level, alpha = ALPHA_MIN.
+__device__ __forceinline__ bool is_seen(const Camera& camera, const Footprint<float>& fp, float level, const Bounds& bounds) {
+  const float values[] = {bounds.half_x, bounds.half_y, fp.mean_x, fp.mean_y, fp.s1, fp.s2, fp.s3, fp.z, fp.det};
+  bool seen = fp.z > NEAR && level > 0.0f && fp.det > 0.0f;
+#pragma unroll
+  for (float value : values) seen = seen && is_finite(value);
+  seen = seen && fp.mean_x + bounds.half_x > 0.0f && fp.mean_x - bounds.half_x < static_cast<float>(camera.width);
+  return seen && fp.mean_y + bounds.half_y > 0.0f && fp.mean_y - bounds.half_y < static_cast<float>(camera.height);
+}
+
+__device__ __forceinline__ int radius_of(const Bounds& bounds) {
+  constexpr float largest = 2147483520.0f;  // below 2^31
+  const float radius = fmaxf(bounds.half_x, bounds.half_y);
+  return radius < largest ? static_cast<int>(ceilf(radius)) : NOT_DRAWN;
+}
+
+__device__ __forceinline__ int count_tiles(const Ellipse& ellipse, int width, int height) {
+  const int tiles_x = (width + TILE - 1) / TILE, tiles_y = (height + TILE - 1) / TILE;
+  const TileRows rows = tile_rows(ellipse, tiles_y);
+  int count = 0;
+  for (int row = rows.begin; row < rows.end; ++row) {
+    const TileColumns columns = tile_columns(ellipse, row, tiles_x);
+    count += columns.end - columns.begin;
+  }
+  return count;
+}
+
+}  // namespace s2d
+
+extern "C" __global__ void __launch_bounds__(128) project_forward(
+    long long n, int num_coeffs, int degree, int activated, float scale_modifier, int width, int height, int inverse_depth,
+    int antialiasing, const float* __restrict__ means, const float* __restrict__ log_scales, const float* __restrict__ quats,
+    const float* __restrict__ opacity_logits, const float* __restrict__ sh0, const float* __restrict__ shN,
+    const float* __restrict__ colors, const float* __restrict__ covars, const float* __restrict__ viewmats,
+    const float* __restrict__ Ks, const float* __restrict__ means2d_offset, float* __restrict__ splats,
+    int* __restrict__ depth_keys, int* __restrict__ tile_counts, int* __restrict__ radii) {
+  using namespace s2d;
+  __shared__ Camera camera;
+  __shared__ float staged[PROJECT_WARPS][WARP * MAX_ROW];
+  const int view = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const int64 index = static_cast<int64>(blockIdx.x) * PROJECT_THREADS + threadIdx.x, row = view * n + index;
+  const Scene scene = {num_coeffs, degree, activated != 0, scale_modifier, means, log_scales, quats, opacity_logits, sh0, shN,
+                       colors, covars};
+  if (threadIdx.x == 0) camera = load_camera(viewmats + 16 * view, Ks + 9 * view, width, height);
+  __syncthreads();
+
+  Gaussian gaussian;
+  Footprint<float> fp;
+  Bounds bounds = {0.0f, 0.0f};
+  bool seen = false;
+  if (index < n) {
+    load_gaussian(scene, index, gaussian);
+    project_footprint(camera, gaussian.mean, gaussian.H, fp);
+    if (means2d_offset) {
+      fp.mean_x += means2d_offset[2 * row];
+      fp.mean_y += means2d_offset[2 * row + 1];
+    }
+    if (antialiasing) gaussian.log2_opacity += log2_dimming(fp);
+    const float level = 2.0f * LN_2 * (gaussian.log2_opacity - LOG2_ALPHA_MIN);
+    bounds = {sqrtf(level * fp.var_x), sqrtf(level * fp.var_y)};
+    seen = gaussian.healthy && is_seen(camera, fp, level, bounds);
+  }
+
+  const unsigned wanted = __ballot_sync(FULL_WARP, seen);
+  float color[3] = {0.0f, 0.0f, 0.0f};
+  if (wanted && colors) {
+    if (seen) seen = load_row<3>(colors, index, color);
+  } else if (wanted) {
+    const RowLayout layout(num_coeffs > 1 ? scene.row_width() : 1);
+    if (num_coeffs > 1) stage_rows(shN + scene.row_width() * (index - lane), layout, wanted, staged[warp]);
+    if (seen) {
+      float dir[3], inv_distance, basis[SH_MAX_COEFFS];
+      view_direction(camera, gaussian.mean, dir, inv_distance);
+      sh_basis(degree, dir[0], dir[1], dir[2], basis);
+      seen = sh_color(scene, index, staged[warp] + layout.begin(lane), basis, color);
+      for (int k = 0; k < 3; ++k) {
+        seen = seen && is_finite(color[k]);
+        color[k] = fmaxf(color[k], 0.0f);
+      }
+    }
+  }
+
+  int count = 0;
+  if (seen) {
+    count = count_tiles(make_ellipse<true>(fp.mean_x, fp.mean_y, fp.s1, fp.s2, fp.s3, gaussian.log2_opacity), width, height);
+    float4* record = reinterpret_cast<float4*>(splats + SPLAT_WIDTH * row);
+    record[0] = make_float4(fp.mean_x, fp.mean_y, fp.s1, fp.s2);
+    record[1] = make_float4(fp.s3, gaussian.log2_opacity, color[0], color[1]);
+    *reinterpret_cast<float2*>(record + 2) = make_float2(color[2], inverse_depth ? fp.inv_z : fp.z);
+  }
+  if (index < n) {
+    depth_keys[row] = count ? __float_as_int(fp.z) : NOT_DRAWN;
+    tile_counts[row] = count;
+    radii[row] = seen ? radius_of(bounds) : 0;
+  }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Gaussians as the kernels of the projection and of its adjoint read them. A warp has 32 consecutive Gaussians, one per lane.
+//
+// Rows of coefficients are many floats long; lanes that each walked their own row would touch 32 lines of memory at a time. So a warp
+// moves the rows of its Gaussians as the one consecutive piece of memory that they are, through shared memory, where a lane reads its row
+// without bank conflicts because rows are an odd number of floats apart.
+#pragma once
+
+#include "device.h"
+
+namespace s2d {
+
+constexpr int PROJECT_THREADS = 128, PROJECT_WARPS = PROJECT_THREADS / WARP;
+constexpr int MAX_ROW = 3 * (SH_MAX_COEFFS - 1);  // floats of shN; odd
+
+struct Scene {
+  int num_coeffs, degree;
+  bool activated;
+  float scale_modifier;
+  const float *means, *log_scales, *quats, *opacity_logits, *sh0, *shN, *colors, *covars;
+
+  __device__ __forceinline__ int row_width() const { return 3 * (num_coeffs - 1); }
+};
+
+struct Gaussian {
+  float mean[3], scale[3], quat[4], inv_norm, H[9];
+  float log2_opacity, d_log2_opacity;
+  bool healthy;
+};
+
+template <int WIDTH>
+__device__ __forceinline__ bool load_row(const float* __restrict__ data, int64 row, float* out) {
+  bool finite = true;
+#pragma unroll
+  for (int k = 0; k < WIDTH; ++k) {
+    out[k] = data[WIDTH * row + k];
+    finite = finite && is_finite(out[k]);
+  }
+  return finite;
+}
+
+__device__ __forceinline__ void load_gaussian(const Scene& scene, int64 index, Gaussian& out) {
+  out.healthy = load_row<3>(scene.means, index, out.mean);
+  if (scene.covars) {
+    float covar[6];
+    out.healthy = load_row<6>(scene.covars, index, covar) && out.healthy;
+    half_of_covariance(covar, out.H);
+  } else {
+    float raw_scale[3], raw_quat[4];
+    out.healthy = load_row<3>(scene.log_scales, index, raw_scale) && out.healthy;
+    out.healthy = load_row<4>(scene.quats, index, raw_quat) && out.healthy;
+#pragma unroll
+    for (int k = 0; k < 3; ++k) {
+      out.scale[k] = (scene.activated ? raw_scale[k] : exp_of(raw_scale[k])) * scene.scale_modifier;
+    }
+    out.healthy = normalise_quat(raw_quat, out.quat, out.inv_norm) > 0.0f && out.healthy;
+    half_of_rotation_and_scale(out.quat, out.scale, out.H);
+  }
+  float stored;
+  out.healthy = load_row<1>(scene.opacity_logits, index, &stored) && out.healthy;
+  if (scene.activated) out.healthy = out.healthy && stored > 0.0f;
+  activate_opacity(stored, scene.activated, out.log2_opacity, out.d_log2_opacity);
+}
+
+// Which row and where in shared memory float i of a warp's rows belongs; i below 32 * MAX_ROW.
+struct RowLayout {
+  int width, padding, inverse;
+
+  __device__ __forceinline__ explicit RowLayout(int width_) : width(width_), padding(1 - width_ % 2), inverse((1 << 16) / width_ + 1) {}
+  __device__ __forceinline__ int row(int i) const { return (i * inverse) >> 16; }
+  __device__ __forceinline__ int slot(int i) const { return i + padding * row(i); }
+  __device__ __forceinline__ int begin(int row) const { return row * (width + padding); }
+};
+
+// Bring the rows of the lanes in `wanted` to shared memory; `rows` points to the row of lane 0.
+__device__ __forceinline__ void stage_rows(const float* __restrict__ rows, RowLayout layout, unsigned wanted, float* shared) {
+  for (int i = threadIdx.x % WARP; i < WARP * layout.width; i += WARP) {
+    if (wanted >> layout.row(i) & 1) shared[layout.slot(i)] = rows[i];
+  }
+  __syncwarp();
+}
+
+// SH(direction) + 1/2. `coeffs` is the lane's row of shN. Returns whether all coefficients are finite, those beyond the degree in use
+// included.
+__device__ __forceinline__ bool sh_color(const Scene& scene, int64 index, const float* coeffs, const float* basis, float* color) {
+  float sh0[3], poison = 0.0f;
+  bool finite = load_row<3>(scene.sh0, index, sh0);
+  for (int i = 0; i < 3; ++i) color[i] = sh0[i] * basis[0] + 0.5f;
+  const int used = (scene.degree + 1) * (scene.degree + 1);
+#pragma unroll
+  for (int k = 1; k < SH_MAX_COEFFS; ++k) {
+    if (k < scene.num_coeffs) {
+      for (int i = 0; i < 3; ++i) {
+        const float c = coeffs[3 * (k - 1) + i];
+        poison += c * 0.0f;
+        if (k < used) color[i] += c * basis[k];
+      }
+    }
+  }
+  return finite && is_finite(poison);
+}
+
+__device__ __forceinline__ Camera load_camera(const float* viewmat, const float* K, int width, int height) {
+  return make_camera(viewmat, K[0], K[4], K[2], K[5], width, height);
+}
+
+}  // namespace s2d
