@@ -135,40 +135,60 @@ def scene_folder(cfg: Config) -> Path:
 
 def run_pipeline(cfg: Config, scene: Path, folder: Path, keep: int, seed: int) -> None:
     """Run stages 0 to 3 and the evaluation, unless this very run is finished."""
-    stamp = folder / "benchmark.json"
-    key = {
-        "scene": str(scene),
-        "keep": keep,
-        "seed": seed,
-        "preset": cfg.stage_preset,
-        "fixer": str(cfg.weights or "analytic"),
-        "sheets": cfg.sheets,
-    }
-    if not cfg.overwrite and stamp.is_file() and json.loads(stamp.read_text("utf-8")) == key:
-        logger.info("%s is finished", folder.name)
-        return
-    logger.info("== %s", folder.name)
-    for stage in STAGES:
-        arguments: list[str | Path | int] = ["-m", folder]
-        if stage != "stage2_artifact_fix":
-            arguments += ["-s", scene]
-        if stage == "stage2_artifact_fix":
-            arguments += ["--weights", cfg.weights] if cfg.weights else ["--fixer", "analytic"]
-        if stage == "stage0_point_guidance":
-            arguments += ["--keep-count", keep, "--eval"]
-        if stage in ("stage1_3dgs_init", "stage3_3dgs_mixed_opt"):
-            arguments += ["--seed", seed]
-        if cfg.stage_preset and (ROOT / "configs" / stage / f"{cfg.stage_preset}.yaml").is_file():
-            arguments += ["--preset", cfg.stage_preset]
-        if cfg.overwrite:
-            arguments += ["--overwrite"]
-        run(ROOT / f"{stage}.py", *arguments)
-    run(ROOT / "tools" / "evaluate.py", "-m", folder, *(["--sheet"] if cfg.sheets else []))
+    views = ["--keep-count", keep, "--eval"]
+    scoring = ["--sheet"] if cfg.sheets else []
+    run_stages(scene, folder, seed, views, scoring, cfg.weights, cfg.stage_preset, cfg.overwrite)
     if cfg.sheets:
         (cfg.out_dir / "sheets").mkdir(exist_ok=True)
         shutil.copyfile(
             folder / "test" / "sheet.png", cfg.out_dir / "sheets" / f"{folder.name}.png"
         )
+
+
+def run_stages(
+    scene: Path,
+    folder: Path,
+    seed: int,
+    views: Sequence[object],
+    scoring: Sequence[object],
+    weights: Path | None,
+    preset: str | None,
+    overwrite: bool = False,
+) -> None:
+    """Run stages 0 to 3 and the evaluation, unless this very run is finished.
+
+    Args:
+        scene: Its folder.
+        folder: OUT.
+        seed: Of stages 1 and 3.
+        views: Flags of stage 0.
+        scoring: Flags of the evaluation.
+        weights: Of the compact fixer; None takes the analytic one.
+        preset: Of every stage that has one by this name.
+        overwrite: Run it anew.
+
+    Raises:
+        subprocess.CalledProcessError: One of them failed; it has said why.
+    """
+    stamp = folder / "benchmark.json"
+    key = {"scene": str(scene), "seed": seed, "preset": preset, "fixer": str(weights or "analytic")}
+    key |= {"views": [str(flag) for flag in views], "scoring": [str(flag) for flag in scoring]}
+    if not overwrite and stamp.is_file() and json.loads(stamp.read_text("utf-8")) == key:
+        logger.info("%s is finished", folder.name)
+        return
+    logger.info("== %s", folder.name)
+    own = {
+        "stage0_point_guidance": ["-s", scene, *views],
+        "stage1_3dgs_init": ["-s", scene, "--seed", seed],
+        "stage2_artifact_fix": ["--weights", weights] if weights else ["--fixer", "analytic"],
+        "stage3_3dgs_mixed_opt": ["-s", scene, "--seed", seed],
+    }
+    for stage in STAGES:
+        arguments = ["-m", folder, *own[stage]]
+        if preset and (ROOT / "configs" / stage / f"{preset}.yaml").is_file():
+            arguments += ["--preset", preset]
+        run(ROOT / f"{stage}.py", *arguments, *(["--overwrite"] if overwrite else []))
+    run(ROOT / "tools" / "evaluate.py", "-m", folder, *scoring)
     atomic_write_json(stamp, key)
 
 

@@ -9,6 +9,7 @@ Example
     python tools/benchmark.py scaling                               # threads, pixels, Gaussians, memory
     python tools/benchmark.py step                                  # one synthetic step, and the plain PyTorch twin beside it
     python tools/benchmark.py step --scene $S2D_DATA/scenes/fern
+    python tools/benchmark.py protocol --protocol llff --data-dir data/nerf_llff_data     # a paper's table, with ours below
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ sys.path.insert(
 
 import tyro
 
-from benchmarks import kernels, machine, scaling, step
+from benchmarks import kernels, machine, protocols, scaling, step
 from s2d.config import describe_error
 from s2d.log import logger, setup_logging
 
@@ -32,6 +33,7 @@ MEASUREMENTS = {
     "kernels": (kernels.Kernels, kernels.main),
     "scaling": (scaling.Scaling, scaling.main),
     "step": (step.Step, step.main),
+    "protocol": (protocols.Protocols, protocols.main),
 }
 
 
