@@ -4,20 +4,25 @@ Two rules of S2D keep the photos in charge. *Random sample drop*: kept views mak
 however many pseudo views there are. *Weighted gradient*: on pseudo views, pixels that no point supports pull with beta only,
 and all pixels as far as stage 2's trials have shown that they are right.
 
+With --layers the scene is made anew instead, coarse to fine: each layer sees photos of its own resolution and adds Gaussians to those below,
+which stay as they are (docs/layers.md).
+
 Reads   SCENE (-s) kept photos; OUT/chkpnt_stage1_<it>.pth; OUT/stage0 cameras; OUT/stage2/ fixed, mask, confidence
-Writes  OUT/stage3/ renders/<name>.png, kept_cameras.json, history.json
+        with --layers also OUT/stage0/points.ply; stage 2 not with --no-pseudo-views, and stage 1 then only if it is there
+Writes  OUT/stage3/ renders/<name>.png, kept_cameras.json, history.json; with --layers also layers/
         OUT/chkpnt<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json, OUT/cfg_args.json
 
 Example
     python stage3_3dgs_mixed_opt.py -s data/fern -m out/fern
     python stage3_3dgs_mixed_opt.py -s data/fern -m out/fern --iterations 30000 --alpha 0.5 --overwrite
+    python stage3_3dgs_mixed_opt.py -s data/fern -m out/fern --layers 8,4,2,1 --no-pseudo-views
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
 from tyro.conf import arg
@@ -29,6 +34,11 @@ from s2d.densify import DensifyPolicy
 from s2d.files import atomic_write_json
 from s2d.gaussians import Checkpoint, load_checkpoint, save_checkpoint
 from s2d.images import read_image, resize_image
+from s2d.layers.depth import read_depth
+from s2d.layers.options import LayerFlags, plan_layers
+from s2d.layers.pyramid import View, ViewSource
+from s2d.layers.task import LayerTask, TrainedLayers
+from s2d.layers.training import train_layers
 from s2d.log import logger, progress
 from s2d.losses import novel_view_weight
 from s2d.model_folder import (
@@ -38,7 +48,8 @@ from s2d.model_folder import (
     write_cameras_json,
     write_cfg_args,
 )
-from s2d.optim import LearningRates, active_sh_degree, set_means_rate
+from s2d.optim import LearningRates, active_sh_degree, scene_extent, set_means_rate
+from s2d.ply_io import read_points_ply
 from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import Refinement, RefinementRates, write_refinement
 from s2d.sampling import SampleDrop, ViewSampler
@@ -63,17 +74,34 @@ from s2d.training import (
 # Decoded fixed views held in memory; the rest is read again when drawn.
 CACHED_VIEWS = 100
 
+FixedViews = Callable[[str], tuple[Tensor, Tensor]]
+
+
+class FixedPaths(NamedTuple):
+    """Files of the pseudo views, by the views' names."""
+
+    images: dict[str, Path]
+    masks: dict[str, Path]
+    confidences: dict[str, Path]
+
+    def inputs(self) -> dict[str, list[Path]]:
+        """What the stage depends on."""
+        named = zip(("fixed views", "masks", "confidences"), self, strict=True)
+        return {label: list(paths.values()) for label, paths in named if paths}
+
 
 @dataclass(frozen=True)
-class Config:
-    """Stage 3: mixed optimisation on kept photos and fixed views."""
+class StageFlags:
+    """What stage 3 takes with and without layers."""
 
     source: Annotated[Path, arg(aliases=["-s"])] = no_effect()
     """The scene that stage 0 was run on."""
     model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
     """Output folder OUT; stages 0 to 2 must have finished there."""
     iterations: int = 6000
-    """Last step, counted on from stage 1's."""
+    """Last step, counted on from stage 1's. With --layers, --layer-iters counts instead."""
+    pseudo_views: bool = True
+    """Train on stage 2's fixed views as well. Without them stage 2 is not needed."""
     alpha: float = 0.7
     """Share of kept views among the training samples."""
     beta: float = 0.4
@@ -83,7 +111,7 @@ class Config:
     sh_degree_every: int = 1000
     """Steps between two raises of the active SH degree, counted from stage 1's start. 0 uses all."""
     ssim_weight: float = 0.2
-    """Share of 1 - SSIM in the loss; the rest is L1."""
+    """Share of 1 - SSIM in the loss; the rest is L1. With --layers: --layer-dssim."""
     opacity_weight: float = 0.0
     """Weight of the mean opacity in the loss. 0 disables."""
     lr_means: float = 1.6e-4
@@ -120,34 +148,39 @@ class Config:
     """Rebuild a finished stage 3."""
 
 
+@dataclass(frozen=True)
+class Config(LayerFlags, StageFlags):
+    """Stage 3: mixed optimisation on kept photos and fixed views."""
+
+
 def main(cfg: Config) -> Path:
     """Run stage 3; returns OUT/stage3."""
     check_config(cfg)
     stage0 = require_stage(cfg.model_dir, "stage0")
-    start = cfg.start_checkpoint or stage1_checkpoint(cfg.model_dir)
+    start = start_checkpoint(cfg)
     split = Split.load(stage0.dir / "split.json")
     kept = kept_views(cfg.source, stage0.dir, split)
     novel = Cameras.from_json(stage0.dir / "novel_cameras.json")
-    fixed_paths, mask_paths = fixed_view_paths(cfg, novel)
-    confidence_paths = find_confidences(cfg, novel)
-    inputs = {
-        "stage0": stage0,
-        "start_checkpoint": start,
-        "kept photos": list(kept.image_paths),
-        "fixed views": list(fixed_paths.values()),
-        "masks": list(mask_paths.values()),
-    }
-    if confidence_paths:
-        inputs["confidences"] = list(confidence_paths.values())
+    paths = find_fixed_views(cfg, novel) if cfg.pseudo_views else None
+    inputs = {"stage0": stage0, "kept photos": list(kept.image_paths)}
+    if start is not None:
+        inputs["start_checkpoint"] = start
+    if paths is not None:
+        inputs |= paths.inputs()
+    if cfg.foundation is not None:
+        inputs["foundation"] = cfg.foundation
     with open_stage(cfg.model_dir, "stage3", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
-            fixed = fixed_view_reader(cfg, novel, fixed_paths, mask_paths, confidence_paths)
+            fixed = None if paths is None else fixed_view_reader(cfg, novel, paths)
             with stage.timer("optimise"):
-                first = load_checkpoint(start)
+                first = None if start is None else load_checkpoint(start)
                 # Where stage 1 has rendered them, also while the kept cameras are learned on.
                 taken = start_refinement(first, kept.cameras, RefinementRates())
                 novel = follow_refinement(novel, kept.cameras, taken)
-                run = optimise(cfg, stage, start, first, kept, novel, fixed)
+                if cfg.layers:
+                    run = optimise_layers(cfg, stage, first, kept, novel, fixed)
+                else:
+                    run = optimise(cfg, stage, start, first, kept, novel, fixed)
             with stage.timer("render"):
                 render_views(run.gaussians, novel, stage.dir / "renders")
             write_outputs(cfg, stage, run, split, kept, novel)
@@ -160,6 +193,10 @@ def check_config(cfg: Config) -> None:
     check_range("checkpoint_every", cfg.checkpoint_every, 1)
     check_range("alpha", cfg.alpha, 0, 1)
     check_range("beta", cfg.beta, 0, 1)
+    if cfg.layers:
+        plan_layers(cfg, cfg.max_gaussians)
+    elif cfg.foundation is not None:
+        raise ValueError("--foundation is what layers are built on. Pass --layers with it.")
 
 
 def optimise(
@@ -169,7 +206,7 @@ def optimise(
     first: Checkpoint,
     kept: Scene,
     novel: Cameras,
-    fixed: Callable[[str], tuple[Tensor, Tensor]],
+    fixed: FixedViews | None,
 ) -> TrainingRun:
     """Go on from stage 1's Gaussians on both kinds of views."""
     checkpoint = stage.scratch / "run.pth"
@@ -177,7 +214,9 @@ def optimise(
     policy = DensifyPolicy(
         cfg.densify, grad_threshold=cfg.densify_grad_threshold, max_gaussians=cfg.max_gaussians
     )
-    sampler = ViewSampler(kept.cameras.names, novel.names, cfg.alpha, cfg.sample_drop, cfg.seed)
+    sampler = ViewSampler(
+        kept.cameras.names, novel.names if fixed else (), cfg.alpha, cfg.sample_drop, cfg.seed
+    )
     if first.step >= cfg.iterations:
         raise ValueError(
             f"{start} is at step {first.step} already, but --iterations is {cfg.iterations}. Expected a later last step: "
@@ -198,6 +237,7 @@ def optimise(
             start_refinement(first, kept.cameras, refined),
         )
 
+    views = view_source(kept, novel, fixed)
     num_steps = cfg.iterations - first.step
     with cpus_for_kernels(), progress(cfg.iterations, "stage 3", start=run.step) as bar:
         while run.step < cfg.iterations:
@@ -205,10 +245,10 @@ def optimise(
                 run.optimizer, rates, run.scene_extent, (run.step - first.step) / num_steps
             )
             is_kept, name = run.sampler.draw()
-            target, weight = (kept.image(name), None) if is_kept else fixed(name)
+            camera, target, weight = views(is_kept, name)
             loss = optimise_view(
                 run,
-                (kept.cameras if is_kept else novel).select([name]),
+                camera,
                 target,
                 ssim_weight=cfg.ssim_weight,
                 sh_degree=active_sh_degree(run.step, cfg.sh_degree_every, run.gaussians.sh_degree),
@@ -225,10 +265,69 @@ def optimise(
     return run
 
 
+def optimise_layers(
+    cfg: Config,
+    stage: Stage,
+    first: Checkpoint | None,
+    kept: Scene,
+    novel: Cameras,
+    fixed: FixedViews | None,
+) -> TrainingRun:
+    """Make the scene anew from stage 0's points, layer by layer; of stage 1 only the cameras are taken over."""
+    stage0_dir = cfg.model_dir / "stage0"
+    points = read_points_ply(stage0_dir / "points.ply")
+    extent = scene_extent(kept.cameras, points.points) if first is None else first.scene_extent
+    refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
+    task = LayerTask(
+        flags=cfg,
+        views=view_source(kept, novel, fixed),
+        kept=kept.cameras,
+        points=points,
+        scene_extent=extent,
+        novel=novel.names if fixed else (),
+        depth=partial(read_depth, stage0_dir),
+        alpha=cfg.alpha,
+        sample_drop=cfg.sample_drop,
+        sh_degree_every=cfg.sh_degree_every,
+        rates=LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means),
+        densify=cfg.densify,
+        grad_threshold=cfg.densify_grad_threshold,
+        opacity_weight=cfg.opacity_weight,
+        seed=cfg.seed,
+        checkpoint_every=cfg.checkpoint_every,
+        refinement_rates=refined,
+    )
+    if first is not None:
+        refinement = start_refinement(first, kept.cameras, refined)
+    else:
+        refinement = Refinement(kept.cameras, extent, refined) if refined.any else None
+    done = TrainedLayers.load(cfg.foundation, cfg.layer_sh_degree)
+    layers, run = train_layers(
+        task, plan_layers(cfg, cfg.max_gaussians), done, stage.scratch, 0, refinement
+    )
+    layers.save(stage.dir / "layers")
+    stage.info["levels"] = len(layers.parts)
+    return run
+
+
+def view_source(kept: Scene, novel: Cameras, fixed: FixedViews | None) -> ViewSource:
+    """Return a function from (is it a kept view, its name) to what is trained on."""
+
+    def view(is_kept: bool, name: str) -> View:
+        if is_kept:
+            return View(kept.cameras.select([name]), kept.image(name), None)
+        assert fixed is not None
+        return View(novel.select([name]), *fixed(name))
+
+    return view
+
+
 def start_refinement(
-    first: Checkpoint, given: Cameras, rates: RefinementRates
+    first: Checkpoint | None, given: Cameras, rates: RefinementRates
 ) -> Refinement | None:
     """Take over the cameras that the checkpoint's Gaussians belong to, and learn on if asked to."""
+    if first is None:
+        return None
     state = (first.run_state or {}).get("refinement")
     if state is None:
         return Refinement(given, first.scene_extent, rates) if rates.any else None
@@ -262,13 +361,21 @@ def write_outputs(
     stage.info["kept_share"] = round(run.sampler.kept_share, 4)
 
 
-def stage1_checkpoint(model_dir: Path) -> Path:
-    stage1 = require_stage(model_dir, "stage1")
-    return model_dir / f"chkpnt_stage1_{stage1.info['iteration']}.pth"
+def start_checkpoint(cfg: Config) -> Path | None:
+    """The checkpoint to go on from. Layers do without where neither stage 1 nor a flag gives one and no pseudo view needs it."""
+    if cfg.start_checkpoint is not None:
+        return cfg.start_checkpoint
+    try:
+        stage1 = require_stage(cfg.model_dir, "stage1")
+    except FileNotFoundError:
+        if cfg.layers and not cfg.pseudo_views:
+            return None
+        raise
+    return cfg.model_dir / f"chkpnt_stage1_{stage1.info['iteration']}.pth"
 
 
-def fixed_view_paths(cfg: Config, novel: Cameras) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Find the fixed view and the mask of every novel camera."""
+def find_fixed_views(cfg: Config, novel: Cameras) -> FixedPaths:
+    """Find the fixed view, the mask and perhaps the confidence of every novel camera."""
     fixed_dir = cfg.fixed_dir or require_stage(cfg.model_dir, "stage2").dir / "fixed"
     mask_dir = cfg.fixed_mask_dir or require_stage(cfg.model_dir, "stage2").dir / "mask"
     folders = []
@@ -281,7 +388,7 @@ def fixed_view_paths(cfg: Config, novel: Cameras) -> tuple[dict[str, Path], dict
                 "Run: python stage2_artifact_fix.py -m OUT"
             )
         folders.append(paths)
-    return folders[0], folders[1]
+    return FixedPaths(*folders, find_confidences(cfg, novel))
 
 
 def find_confidences(cfg: Config, novel: Cameras) -> dict[str, Path]:
@@ -304,25 +411,19 @@ def find_confidences(cfg: Config, novel: Cameras) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
-def fixed_view_reader(
-    cfg: Config,
-    novel: Cameras,
-    fixed_paths: dict[str, Path],
-    mask_paths: dict[str, Path],
-    confidence_paths: dict[str, Path],
-) -> Callable[[str], tuple[Tensor, Tensor]]:
+def fixed_view_reader(cfg: Config, novel: Cameras, paths: FixedPaths) -> FixedViews:
     """Return a function from a novel view's name to its fixed image [H,W,3] and gradient weight [H,W,1]."""
     sizes = dict(zip(novel.names, novel.sizes, strict=True))
 
     @lru_cache(maxsize=CACHED_VIEWS)
     def read(name: str) -> tuple[Tensor, Tensor]:
         # A fixer may work at a size of its own.
-        fixed = resize_image(read_image(fixed_paths[name]), *sizes[name])
-        mask = (resize_image(read_image(mask_paths[name])[..., :1], *sizes[name]) > 0.5).float()
+        fixed = resize_image(read_image(paths.images[name]), *sizes[name])
+        mask = (resize_image(read_image(paths.masks[name])[..., :1], *sizes[name]) > 0.5).float()
         weight = novel_view_weight(mask, cfg.beta)
-        if name in confidence_paths:
+        if name in paths.confidences:
             weight = weight * resize_image(
-                read_image(confidence_paths[name])[..., :1], *sizes[name]
+                read_image(paths.confidences[name])[..., :1], *sizes[name]
             )
         return fixed, weight
 

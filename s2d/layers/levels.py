@@ -111,17 +111,23 @@ def gaussians_of_level(source: Path | Levels, k: int, visible_only: bool = False
     return visible_rows(gaussians) if visible_only else gaussians
 
 
-def read_parts(levels: Levels, k: int) -> tuple[list[Gaussians], list[Tensor | None]]:
-    """Read what level k is made of: the rows of every level up to it, and their opacity lists; None where there is none or it is not needed."""
+def read_parts(
+    levels: Levels, k: int, all_lists: bool = False
+) -> tuple[list[Gaussians], list[Tensor | None]]:
+    """Read the rows of every level up to k, and their opacity lists: None where there is none.
+
+    Args:
+        all_lists: Also read the lists of lower levels that level k does without.
+    """
     needed = levels.needed_files(k)
     parts, lists = [], []
     for row, level in enumerate(levels.levels[: k + 1]):
         part = levels.rows(row, levels.read(level.rows_file))
+        _check_count(levels.dir / level.rows_file, part.num, level.stop - level.start)
         below = None
-        if level.opacity_file in needed:
+        if level.opacity_file is not None and (all_lists or level.opacity_file in needed):
             below = levels.opacities(row, levels.read(level.opacity_file))
             _check_count(levels.dir / level.opacity_file, len(below), level.start)
-        _check_count(levels.dir / level.rows_file, part.num, level.stop - level.start)
         parts.append(part)
         lists.append(below)
     return parts, lists

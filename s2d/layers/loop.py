@@ -69,7 +69,7 @@ class LayerLoop:
         task, run, share = self.task, self.run, self.done / self.layer.steps
         set_means_rate(run.optimizer, task.rates, run.scene_extent, share)
         is_kept, name = run.sampler.draw()
-        degree = task.sh_degree
+        degree = task.flags.layer_sh_degree
         if is_first:
             degree = active_sh_degree(self.done, task.sh_degree_every, degree)
         weight = depth_weight(task.flags.layer_depth_weight, share) if is_kept else 0.0

@@ -26,6 +26,8 @@ class LayerFlags:
     """Most Gaussians that each layer adds. Default: --max-gaussians, divided in proportion to the layers' resolutions."""
     layer_points: float = 0.5
     """Share of its budget that a layer starts with as points of stage 0. 0: all but the first layer grow from the layers below alone."""
+    layer_sh_degree: int = 2
+    """Degree of the view-dependent colour of all layers, 0 to 3."""
     freeze: Freeze = "opacity"
     """What a layer may still change in those below. opacity: nothing but their opacities, kept per level; all: nothing."""
     foundation: Path | None = no_effect(None)
@@ -86,6 +88,7 @@ def plan_layers(flags: LayerFlags, max_gaussians: int) -> tuple[LayerPlan, ...]:
         check_range("layer_iters", layer.steps, 1)
         check_range("layer_dssim", layer.ssim_weight, 0, 1)
         check_range("layer_budget", layer.budget, 4)
+    check_range("layer_sh_degree", flags.layer_sh_degree, 0, 3)
     check_range("layer_points", flags.layer_points, 0, 1)
     check_range("layer_importance", flags.layer_importance, 0, 0.9)
     check_range("layer_depth_weight", flags.layer_depth_weight, 0)

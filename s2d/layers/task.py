@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
+from s2d.layers.levels import read_parts, write_levels
+from s2d.layers.manifest import Levels, load_levels
 from s2d.layers.options import LayerFlags
 from s2d.layers.pyramid import ViewSource
 from s2d.layers.rows import concatenate, level_opacities
@@ -36,7 +39,6 @@ class LayerTask:
     """Kept view → depth and confidence [H, W] at full resolution, for depth supervision."""
     alpha: float = 0.7
     sample_drop: SampleDrop = "normalised"
-    sh_degree: int = 2
     sh_degree_every: int = 1000
     rates: LearningRates = field(default_factory=LearningRates)
     densify: bool = True
@@ -57,6 +59,28 @@ class TrainedLayers:
     """Per layer, logits of the rows below; None for the first, and where opacities are frozen too."""
     rescales: list[float]
     metrics: list[dict[str, Any] | None]
+
+    @staticmethod
+    def load(folder: Path | None, sh_degree: int) -> "TrainedLayers":
+        """Read finished layers to build on; None is no layers.
+
+        Raises:
+            ValueError: They have another SH degree.
+        """
+        if folder is None:
+            return TrainedLayers([], [], [], [])
+        levels = load_levels(folder)
+        if levels.sh_degree != sh_degree:
+            raise ValueError(
+                f"The layers in {folder} have SH degree {levels.sh_degree}, the new ones {sh_degree}. Pass --layer-sh-degree {levels.sh_degree}."
+            )
+        parts, opacities = read_parts(levels, len(levels) - 1, all_lists=True)
+        rescales = [level.rescale for level in levels.levels]
+        return TrainedLayers(parts, opacities, rescales, [level.metrics for level in levels.levels])
+
+    def save(self, folder: Path) -> Levels:
+        """Write them as a folder of levels, bit for bit."""
+        return write_levels(folder, self.parts, self.opacities, self.rescales, metrics=self.metrics)
 
     @property
     def gaussians(self) -> Gaussians | None:

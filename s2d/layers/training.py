@@ -115,7 +115,9 @@ def new_rows(task: LayerTask, layer: LayerPlan, number: int, is_first: bool) -> 
     share = task.flags.layer_points or (0.5 if is_first else 0.0)
     points, rgbs, confidence = task.points
     chosen = thin_points(points, max(4, int(share * layer.budget)), confidence)
-    made = gaussians_from_points(points[chosen], rgbs[chosen], task.sh_degree, INIT_OPACITY)
+    made = gaussians_from_points(
+        points[chosen], rgbs[chosen], task.flags.layer_sh_degree, INIT_OPACITY
+    )
     return made if share > 0 else pick_rows(made, slice(0, 0))
 
 
