@@ -57,16 +57,22 @@ def library_path(
     compiler: Compiler,
 ) -> Path:
     """Return where the library for exactly these inputs is, or would be."""
+    options = [*compilers.FLAGS, *compilers.LINK_FLAGS, *extra_flags, *compiler.command]
+    key = content_key(sources, includes, (*options, compiler.version, _cpu()))
+    return cache_dir() / f"{name}-{key}{SUFFIX}"
+
+
+def content_key(sources: Sequence[Path], includes: Sequence[Path], texts: Sequence[str]) -> str:
+    """Hash sources, all headers beside them and in `includes`, and `texts`: whatever else decides what a compiler makes."""
     digest = hashlib.sha256()
     folders = {*includes, *(source.parent for source in sources)}
     headers = {header for folder in folders for header in folder.rglob("*.h")}
     for path in [*sources, *sorted(headers)]:
         digest.update(f"\0{path.name}\0".encode())
         digest.update(path.read_bytes())
-    options = [*compilers.FLAGS, *compilers.LINK_FLAGS, *extra_flags, *compiler.command]
-    for text in (*options, compiler.version, _cpu()):
+    for text in texts:
         digest.update(f"\0{text}".encode())
-    return cache_dir() / f"{name}-{digest.hexdigest()[:20]}{SUFFIX}"
+    return digest.hexdigest()[:20]
 
 
 @functools.cache
@@ -82,12 +88,7 @@ def _cpu() -> str:
 
 def open_cached(path: Path) -> ctypes.CDLL | None:
     """Load a cached library; None where there is none or the file is damaged."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    body, trailer = data[:-TRAILER_BYTES], data[-TRAILER_BYTES:]
-    if trailer != _trailer(body):
+    if read_sealed(path) is None:
         return None
     try:
         return ctypes.CDLL(str(path))
@@ -95,8 +96,19 @@ def open_cached(path: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _trailer(body: bytes) -> bytes:
-    return TRAILER_MAGIC + hashlib.sha256(body).hexdigest().encode()
+def read_sealed(path: Path) -> bytes | None:
+    """Read what `sealed` was written to a file; None where there is no file or it is damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    body = data[:-TRAILER_BYTES]
+    return body if data == sealed(body) else None
+
+
+def sealed(body: bytes) -> bytes:
+    """Append the trailer."""
+    return body + TRAILER_MAGIC + hashlib.sha256(body).hexdigest().encode()
 
 
 def build(
@@ -126,8 +138,7 @@ def build(
         link = [*compiler.command, *compilers.LINK_FLAGS, *map(str, objects), "-o", str(linked)]
         if (error := compilers.run(link, compiler)) is not None:
             raise RuntimeError(_failure(path, error, compiler))
-        body = linked.read_bytes()
-        linked.write_bytes(body + _trailer(body))
+        linked.write_bytes(sealed(linked.read_bytes()))
         os.replace(linked, path)
 
 

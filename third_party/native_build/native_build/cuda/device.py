@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `--device auto|cpu|cuda|cuda:1` means on this machine, and why; and what happens when the GPU fails later.
+
+    choice = choose_device(cfg.device)
+    return run_on(choice, lambda device: main_on(cfg, device))
+
+Only `auto` ever falls back to the CPU. Whoever asks for `cuda` gets it, or one message that says what is wrong and what to do.
+`FORCE_CPU=1` makes `auto` the CPU.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from native_build.cuda import compile, module, nvrtc
+from native_build.cuda.driver import DriverError, DriverMissing
+from native_build.cuda.nvrtc import CompileError, NvrtcMissing
+
+_log = logging.getLogger("s2d")
+_said: set[str] = set()
+_Result = TypeVar("_Result")
+
+
+class DeviceUnusable(ValueError):
+    """The device that was asked for cannot be used, or not any more; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where to compute."""
+
+    device: torch.device
+    reason: str
+    asked: str
+    """What the user wrote."""
+
+
+def choose_device(asked: str = "auto") -> Choice:
+    """Decide where to compute, and log it with its reason, once.
+
+    Args:
+        asked: `auto`: the first GPU if the kernels run there, else the CPU. `cpu`. `cuda` or `cuda:N`: that GPU or an error.
+
+    Raises:
+        DeviceUnusable: The GPU that was asked for cannot be used.
+        ValueError: Another word.
+    """
+    found = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", asked)
+    if not found:
+        raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {asked!r}.")
+    if asked == "cpu":
+        return _logged(Choice(torch.device("cpu"), "asked for", asked))
+    index = int(found.group(1) or 0)
+    problem = cuda_problem(index)
+    if problem is None:
+        return _logged(Choice(torch.device("cuda", index), describe_gpu(index), asked))
+    if asked == "auto":
+        return _logged(Choice(torch.device("cpu"), problem, asked))
+    raise DeviceUnusable(
+        f"--device {asked} cannot be used. {problem} Or pass --device cpu; --device auto takes it by itself."
+    )
+
+
+def cuda_problem(index: int = 0) -> str | None:
+    """Say what keeps the kernels from running on a GPU, in sentences that end with the cure; None where nothing does."""
+    try:
+        version = module.driver().version()
+    except DriverMissing as error:
+        return f"{error}"
+    except DriverError as error:
+        return f"There is no GPU that the NVIDIA driver can use ({error}) Look at nvidia-smi and CUDA_VISIBLE_DEVICES."
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is built without CUDA: install its CUDA build to use a GPU."
+        )
+    needed = int(torch.version.cuda.split(".")[0])
+    if version[0] < needed:
+        return (
+            f"The NVIDIA driver is too old: it runs CUDA up to {version[0]}.{version[1]}, and torch {torch.__version__} is built for "
+            f"{torch.version.cuda}. Update the driver, or install a torch that is built for CUDA {version[0]}."
+        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index >= count:
+        return f"torch sees {count} GPUs here, so there is none of number {index}: look at nvidia-smi and CUDA_VISIBLE_DEVICES."
+    try:
+        compile.target(module.driver().capability(index), nvrtc.choose(version).archs)
+    except (NvrtcMissing, ValueError) as error:
+        return f"{error}"
+    return None
+
+
+def describe_gpu(index: int) -> str:
+    """Name a usable GPU and what its kernels are compiled with."""
+    version = module.driver().version()
+    compiler = nvrtc.choose(version)
+    arch = compile.target(module.driver().capability(index), compiler.archs)
+    return (
+        f"{torch.cuda.get_device_name(index)}, driver for CUDA {version[0]}.{version[1]}, "
+        f"kernels for {arch} by NVRTC {compiler.version[0]}.{compiler.version[1]}"
+    )
+
+
+def run_on(choice: Choice, work: Callable[[torch.device], _Result]) -> _Result:
+    """Do work on the chosen device; with `auto`, do it again on the CPU when the GPU fails.
+
+    Args:
+        choice: From `choose_device`.
+        work: Starts anew, or from what it has saved, on the device that it is given.
+
+    Raises:
+        DeviceUnusable: The GPU ran out of memory or failed, and was asked for by name.
+    """
+    try:
+        return work(choice.device)
+    except (torch.OutOfMemoryError, DriverError, CompileError) as error:
+        if choice.device.type != "cuda":
+            raise
+        problem = _failure(choice.device, error)
+        if choice.asked != "auto":
+            raise DeviceUnusable(problem) from error
+        _log.warning("%s Going on on the CPU, since --device auto was asked for.", problem)
+    # Outside of the handler, whose traceback would keep the GPU's tensors alive.
+    torch.cuda.empty_cache()
+    return work(torch.device("cpu"))
+
+
+def _failure(device: torch.device, error: Exception) -> str:
+    if not isinstance(error, torch.OutOfMemoryError):
+        return f"{device} failed: {error} Pass --device cpu, and report this."
+    free, total = torch.cuda.mem_get_info(device)
+    return (
+        f"Out of memory on {device}: {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free. Close what else uses it, or use smaller photos "
+        "(--max-side), fewer Gaussians (--max-gaussians) or --device cpu."
+    )
+
+
+def _logged(choice: Choice) -> Choice:
+    text = f"device: {choice.device} ({choice.reason.rstrip('.')})"
+    if text not in _said:
+        _said.add(text)
+        _log.info("%s", text)
+    return choice
