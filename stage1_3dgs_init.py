@@ -9,11 +9,11 @@ Example
     python stage1_3dgs_init.py -s demo/study -m out/demo --preset tiny      # seconds: to see that it runs
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
 from s2d.cameras import Cameras
 from s2d.checks import check_range
@@ -32,9 +32,11 @@ from s2d.scene import Scene
 from s2d.scored_cameras import follow_refinement
 from s2d.split import Split, make_split
 from s2d.stage_io import Manifest, Stage, open_stage, require_stage
+from s2d.strategies.settings import Strategy
 from s2d.training import (
     TrainingRun,
     control_density,
+    finish_run,
     load_run,
     optimise_view,
     record,
@@ -44,6 +46,7 @@ from s2d.training import (
     run_checkpoint,
     save_run,
     start_run,
+    use_strategies,
 )
 
 
@@ -83,6 +86,8 @@ class Config:
     """Also learn the focal lengths, one factor for all photos of a camera."""
     optim_exposure: bool = False
     """Also learn each kept photo's brightness, one factor per colour channel."""
+    strategy: Annotated[Strategy, OmitArgPrefixes] = field(default_factory=Strategy)
+    """What else few photos need."""
     keep_every: int | None = None
     """Only checked: stage 0 has chosen the kept views."""
     keep_indices: tuple[int, ...] | None = None
@@ -134,6 +139,7 @@ def check_config(cfg: Config) -> None:
     check_range("max_init_points", cfg.max_init_points, 1)
     check_range("sh_degree", cfg.sh_degree, 0, 3)
     check_range("init_opacity", cfg.init_opacity, 0.01, 0.99)
+    cfg.strategy.check()
 
 
 def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> TrainingRun:
@@ -141,8 +147,14 @@ def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> Traini
     checkpoint = stage.scratch / "run.pth"
     rates = LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means)
     policy = DensifyPolicy(
-        cfg.densify, grad_threshold=cfg.densify_grad_threshold, max_gaussians=cfg.max_gaussians
+        cfg.densify,
+        cfg.strategy.densify_from,
+        cfg.strategy.densify_until,
+        cfg.strategy.densify_every,
+        cfg.densify_grad_threshold,
+        max_gaussians=cfg.max_gaussians,
     )
+    sh_degree = cfg.strategy.sh_degree(cfg.sh_degree, len(kept))
     sampler = ViewSampler(kept.cameras.names, seed=cfg.seed)
     refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
     if checkpoint.exists():
@@ -151,9 +163,7 @@ def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> Traini
         points, rgbs, confidence = read_points_ply(stage0.dir / "points.ply")
         chosen = thin_points(points, cfg.max_init_points, confidence)
         logger.info("stage1: %d Gaussians from the %d points of stage 0", len(chosen), len(points))
-        gaussians = gaussians_from_points(
-            points[chosen], rgbs[chosen], cfg.sh_degree, cfg.init_opacity
-        )
+        gaussians = gaussians_from_points(points[chosen], rgbs[chosen], sh_degree, cfg.init_opacity)
         extent = scene_extent(kept.cameras, points)
         run = start_run(gaussians, rates, extent, sampler, cfg.seed)
         if refined.any:
@@ -163,6 +173,7 @@ def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> Traini
             run.refinement = Refinement(cameras, extent, refined)
 
     num_steps = cfg.sample_iteration
+    use_strategies(run, cfg.strategy, kept, stage0.dir, num_steps, cfg.seed)
     with cpus_for_kernels(), progress(num_steps, "stage 1", start=run.step) as bar:
         while run.step < num_steps:
             set_means_rate(run.optimizer, rates, run.scene_extent, run.step / num_steps)
@@ -172,7 +183,7 @@ def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> Traini
                 kept.cameras.select([name]),
                 kept.image(name),
                 ssim_weight=cfg.ssim_weight,
-                sh_degree=active_sh_degree(run.step, cfg.sh_degree_every, cfg.sh_degree),
+                sh_degree=active_sh_degree(run.step, cfg.sh_degree_every, sh_degree),
                 opacity_weight=cfg.opacity_weight,
             )
             refine_cameras(run, run.step / num_steps)
@@ -181,6 +192,7 @@ def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> Traini
             if run.step % cfg.checkpoint_every == 0 and run.step < num_steps:
                 save_run(run, checkpoint)
             bar.update(run.step, loss=loss, gaussians=run.gaussians.num)
+    finish_run(run)
     return run
 
 
@@ -189,7 +201,7 @@ def write_outputs(
 ) -> None:
     """Write the checkpoint, the Gaussians and the text files."""
     save_checkpoint(stage.extra_path(f"chkpnt_stage1_{run.step}.pth"), run_checkpoint(run))
-    run.gaussians.save_ply(stage.extra_path(point_cloud_name(run.step)))
+    run.gaussians.save_ply(stage.extra_path(point_cloud_name(run.step)), run.support)
     cameras = write_refinement(stage.dir, run.refinement, kept.cameras)
     write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([cameras, novel]))
     # The release's form: positions in image_names.txt, one per line; all views that training may know of.

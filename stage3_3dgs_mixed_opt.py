@@ -19,13 +19,13 @@ Example
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from torch import Tensor
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
 from s2d.cameras import Cameras
 from s2d.checks import check_range
@@ -57,9 +57,11 @@ from s2d.scene import Scene
 from s2d.scored_cameras import follow_refinement
 from s2d.split import Split
 from s2d.stage_io import Stage, open_stage, require_stage
+from s2d.strategies.settings import Strategy
 from s2d.training import (
     TrainingRun,
     control_density,
+    finish_run,
     load_run,
     optimise_view,
     record,
@@ -69,6 +71,7 @@ from s2d.training import (
     run_checkpoint,
     save_run,
     start_run,
+    use_strategies,
 )
 
 # Decoded fixed views held in memory; the rest is read again when drawn.
@@ -128,6 +131,8 @@ class StageFlags:
     """Also learn the focal lengths, one factor for all photos of a camera."""
     optim_exposure: bool = False
     """Also learn each kept photo's brightness, one factor per colour channel."""
+    strategy: Annotated[Strategy, OmitArgPrefixes] = field(default_factory=Strategy)
+    """What else few photos need."""
     start_checkpoint: Path | None = no_effect(None)
     """Checkpoint to go on from, ours or one of 3DGS; default: stage 1's."""
     stage1_meta_dir: Path | None = no_effect(None)
@@ -193,6 +198,11 @@ def check_config(cfg: Config) -> None:
     check_range("checkpoint_every", cfg.checkpoint_every, 1)
     check_range("alpha", cfg.alpha, 0, 1)
     check_range("beta", cfg.beta, 0, 1)
+    cfg.strategy.check()
+    if cfg.layers and cfg.strategy.active:
+        raise ValueError(
+            "The strategies' flags (docs/strategies.md) do not work with --layers. Leave one of the two out."
+        )
     if cfg.layers:
         plan_layers(cfg, cfg.max_gaussians)
     elif cfg.foundation is not None:
@@ -212,7 +222,12 @@ def optimise(
     checkpoint = stage.scratch / "run.pth"
     rates = LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means)
     policy = DensifyPolicy(
-        cfg.densify, grad_threshold=cfg.densify_grad_threshold, max_gaussians=cfg.max_gaussians
+        cfg.densify,
+        cfg.strategy.densify_from,
+        cfg.strategy.densify_until,
+        cfg.strategy.densify_every,
+        cfg.densify_grad_threshold,
+        max_gaussians=cfg.max_gaussians,
     )
     sampler = ViewSampler(
         kept.cameras.names, novel.names if fixed else (), cfg.alpha, cfg.sample_drop, cfg.seed
@@ -239,6 +254,8 @@ def optimise(
 
     views = view_source(kept, novel, fixed)
     num_steps = cfg.iterations - first.step
+    stage0_dir = cfg.model_dir / "stage0"
+    use_strategies(run, cfg.strategy, kept, stage0_dir, cfg.iterations, cfg.seed, first)
     with cpus_for_kernels(), progress(cfg.iterations, "stage 3", start=run.step) as bar:
         while run.step < cfg.iterations:
             set_means_rate(
@@ -261,6 +278,7 @@ def optimise(
             if run.step % cfg.checkpoint_every == 0 and run.step < cfg.iterations:
                 save_run(run, checkpoint)
             bar.update(run.step, loss=loss, gaussians=run.gaussians.num)
+    finish_run(run)
     logger.info("stage3: share of kept views %.3f (alpha %.2f)", run.sampler.kept_share, cfg.alpha)
     return run
 
@@ -345,7 +363,7 @@ def write_outputs(
 ) -> None:
     """Write the final Gaussians and what viewers want beside them."""
     save_checkpoint(stage.extra_path(f"chkpnt{run.step}.pth"), run_checkpoint(run))
-    run.gaussians.save_ply(stage.extra_path(point_cloud_name(run.step)))
+    run.gaussians.save_ply(stage.extra_path(point_cloud_name(run.step)), run.support)
     cameras = write_refinement(stage.dir, run.refinement, kept.cameras)
     write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([cameras, novel]))
     write_cfg_args(

@@ -5,6 +5,9 @@ A field's docstring (or the comment above it) is its help text; hyphens and unde
 
 A field that cannot change the result (`overwrite`, `device`, a path whose content is hashed as an input) is declared with
 `no_effect(...)` and stays out of `config_hash`.
+
+A field may be a group of settings that several scripts share: a frozen dataclass without __post_init__, `Annotated[Group, OmitArgPrefixes]`.
+Its fields are flags and YAML keys like all others, without the group's name.
 """
 
 from __future__ import annotations
@@ -130,11 +133,14 @@ def describe_error(error: Exception) -> str:
 
 def config_to_dict(config: Any, only_hashed: bool = False) -> dict[str, Any]:
     """Field names and plain values (paths as text, tuples as lists), ready for JSON and YAML."""
-    return {
-        field.name: _plain(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if not only_hashed or field.metadata.get("affects_result", True)
-    }
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= config_to_dict(value, only_hashed)
+        elif not only_hashed or field.metadata.get("affects_result", True):
+            values[field.name] = _plain(value)
+    return values
 
 
 def config_to_yaml(config: Any) -> str:
@@ -196,8 +202,17 @@ def _load_preset(cls: type, script: str, preset: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected lines `key: value`, got a {type(content).__name__}.")
+    groups = {
+        name: hint for name, hint in get_type_hints(cls).items() if dataclasses.is_dataclass(hint)
+    }
+    group_of = {
+        field.name: name for name, group in groups.items() for field in dataclasses.fields(group)
+    }
     hints = get_type_hints(cls)
-    known = [field.name for field in dataclasses.fields(cls)]
+    for group in groups.values():
+        hints |= get_type_hints(group)
+    own = [field.name for field in dataclasses.fields(cls) if field.name not in groups]
+    known = [*own, *group_of]
     values: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
@@ -208,6 +223,10 @@ def _load_preset(cls: type, script: str, preset: str) -> dict[str, Any]:
         except ValueError:
             expected = _show_type(hints[name])
             raise ValueError(f"{path}: {key} must be {expected}, got {value!r}.") from None
+    for name, group in groups.items():
+        inside = {key: values.pop(key) for key in list(values) if group_of.get(key) == name}
+        if inside:
+            values[name] = group(**inside)
     return values
 
 

@@ -53,10 +53,15 @@ class DensifyState:
 
     grad_sum: Tensor  # [N] sum of the 2D gradient's length over the views that saw the Gaussian
     num_views: Tensor  # [N] how many those were
+    parents: Tensor | None = None  # [N] which row each was in before the round; None: no round yet
 
     @staticmethod
-    def zeros(num: int, device: torch.device | str = "cpu") -> "DensifyState":
-        return DensifyState(torch.zeros(num, device=device), torch.zeros(num, device=device))
+    def zeros(
+        num: int, device: torch.device | str = "cpu", parents: Tensor | None = None
+    ) -> "DensifyState":
+        return DensifyState(
+            torch.zeros(num, device=device), torch.zeros(num, device=device), parents
+        )
 
     def mean_gradient(self) -> Tensor:
         """Average length over the views that saw a Gaussian; 0 if none did. [N]"""
@@ -154,6 +159,8 @@ def densify_and_prune(
     state: DensifyState,
     scene_extent: float,
     generator: torch.Generator,
+    grow: Tensor | None = None,  # [N]
+    doomed: Tensor | None = None,  # [N]
 ) -> DensifyState:
     """Run one round: clone the small, split the large, prune the faint.
 
@@ -166,26 +173,34 @@ def densify_and_prune(
         state: Statistics since the last round.
         scene_extent: Radius of the camera rig in world units.
         generator: Source of the positions of split children; the only randomness.
+        grow: Who is cloned or split; by the gradient and its threshold where None. [N] bool
+        doomed: Who goes besides the faint, with all children. [N] bool
 
     Returns:
-        Fresh statistics for the new rows.
+        Fresh statistics for the new rows, with their parents.
     """
+    parents = torch.arange(gaussians.num, device=gaussians.means.device)
     if policy.enabled:
-        gradient = state.mean_gradient()
-        grow = _largest(
-            gradient, gradient >= policy.grad_threshold, policy.max_gaussians - gaussians.num
-        )
+        if grow is None:
+            gradient = state.mean_gradient()
+            grow = _largest(
+                gradient, gradient >= policy.grad_threshold, policy.max_gaussians - gaussians.num
+            )
         largest_scale = gaussians.log_scales.detach().amax(1).exp()
         small = largest_scale <= policy.split_scale * scene_extent
         num_clones = int((grow & small).sum())
         clone(gaussians, optimizer, grow & small)
         to_split = torch.cat([grow & ~small, grow.new_zeros(num_clones)])
         split(gaussians, optimizer, to_split, generator)
-    doomed = torch.sigmoid(gaussians.opacity_logits.detach()) < policy.min_opacity
+        parents = torch.cat([parents, parents[grow & small]])
+        parents = torch.cat([parents[~to_split], parents[to_split].repeat(SPLIT_CHILDREN)])
+    faint = torch.sigmoid(gaussians.opacity_logits.detach()) < policy.min_opacity
+    doomed = faint if doomed is None else faint | doomed[parents]
     # An empty scene can't be optimised or saved: when all are doomed, keep them and let the next round decide.
     if not bool(doomed.all()):
         prune(gaussians, optimizer, doomed)
-    return DensifyState.zeros(gaussians.num, gaussians.means.device)
+        parents = parents[~doomed]
+    return DensifyState.zeros(gaussians.num, gaussians.means.device, parents)
 
 
 def _largest(values: Tensor, mask: Tensor, room: int) -> Tensor:

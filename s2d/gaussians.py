@@ -49,9 +49,9 @@ class Gaussians:
         """Return the same values without gradients; memory is shared."""
         return Gaussians(**{name: tensor.detach() for name, tensor in self.tensors().items()})
 
-    def save_ply(self, path: Path) -> Path:
-        """Write the PLY that every 3DGS viewer reads, bit-exact; atomic."""
-        return write_gaussians_ply(path, **self.tensors())
+    def save_ply(self, path: Path, support: Tensor | None = None) -> Path:
+        """Write the PLY that every 3DGS viewer reads, bit-exact; atomic. `support` [N] becomes a property that viewers ignore."""
+        return write_gaussians_ply(path, **self.tensors(), support=support)
 
     @staticmethod
     def load_ply(path: Path) -> "Gaussians":

@@ -35,11 +35,12 @@ def write_gaussians_ply(
     opacity_logits: Tensor,  # [N]
     sh0: Tensor,  # [N, 1, 3]
     shN: Tensor,  # [N, K-1, 3]
+    support: Tensor | None = None,  # [N]
 ) -> Path:
     """Write raw Gaussian parameters as a 3DGS PLY, atomically.
 
     float32 values come back bit for bit (`read_gaussians_ply`); K = 1, 4, 9 or 16. Normals are written as zeros: viewers expect the
-    columns and do not use them.
+    columns and do not use them. `support` (s2d/strategies/support.py) becomes a last property that viewers ignore.
 
     Raises:
         ValueError: shapes that disagree.
@@ -61,6 +62,9 @@ def write_gaussians_ply(
         (_numbered("scale", 3), log_scales),
         (_numbered("rot", 4), quats),
     ]
+    if support is not None:
+        check_shape("support", support, ("N",), dims)
+        columns.append((("support",), support.reshape(num, 1)))
     # All columns are float32, so the structured rows are just a matrix seen through another type.
     matrix = torch.cat([values.detach().cpu().float() for _, values in columns], 1).contiguous()
     dtype = np.dtype([(name, "<f4") for names, _ in columns for name in names])
@@ -107,6 +111,18 @@ def read_gaussians_ply(path: Path) -> dict[str, Tensor]:
         "sh0": _columns(vertices, _numbered("f_dc", 3))[:, None, :],
         "shN": rest.reshape(len(vertices), 3, (degree + 1) ** 2 - 1).transpose(1, 2).contiguous(),
     }
+
+
+def read_support(path: Path) -> Tensor | None:
+    """Read the property `support` of a PLY of Gaussians; None where it has none. [N]
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a PLY, or cut off.
+    """
+    vertices = _read_vertices(path)
+    has_support = "support" in vertices.dtype.names
+    return _columns(vertices, ("support",))[:, 0].contiguous() if has_support else None
 
 
 def write_points_ply(

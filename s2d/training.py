@@ -28,6 +28,10 @@ from s2d.optim import LearningRates, SparseGaussianAdam, create_optimizer
 from s2d.rasterize import rasterize, training_view
 from s2d.refinement import Refinement, RefinementRates
 from s2d.sampling import ViewSampler
+from s2d.scene import Scene
+from s2d.strategies.active import ActiveStrategies
+from s2d.strategies.evidence import Evidence
+from s2d.strategies.settings import Strategy
 
 HISTORY_EVERY = 20
 
@@ -46,6 +50,12 @@ class TrainingRun:
     densify_state: DensifyState
     refinement: Refinement | None = None
     """Corrections of the kept cameras; None where they are taken as given."""
+    strategies: ActiveStrategies | None = None
+    """What a step does beyond plain 3DGS; None: nothing."""
+    strategy_state: dict | None = None
+    """Of a run that was saved, for `use_strategies`."""
+    support: Tensor | None = None  # [N]
+    """Of the finished run, where it was asked for."""
     history: dict[str, list[float]] = field(
         default_factory=lambda: {"step": [], "loss": [], "num_gaussians": [], "seconds": []}
     )
@@ -80,6 +90,45 @@ def start_run(
     )
 
 
+def use_strategies(
+    run: TrainingRun,
+    settings: Strategy,
+    kept: Scene,
+    stage0_dir: Path,
+    last_step: int,
+    seed: int,
+    first: Checkpoint | None = None,
+) -> None:
+    """Give a run that was started or loaded its strategies, as far as any is on.
+
+    Args:
+        run: Changed in place.
+        settings: Which, and how much.
+        kept: The kept views.
+        stage0_dir: OUT/stage0, for the depth of the kept views.
+        last_step: Of the stage; shares of the schedule refer to it.
+        seed: Of the strategies' own random numbers.
+        first: The finished run that this one starts from, if any.
+    """
+    if not settings.active:
+        return
+    run.strategies = ActiveStrategies(
+        settings, Evidence(kept, stage0_dir), run.gaussians, run.scene_extent, last_step, seed
+    )
+    if run.strategy_state is not None:
+        run.strategies.load_state_dict(run.strategy_state)
+    elif first is not None:
+        run.strategies.take_over((first.run_state or {}).get("strategies"), run.gaussians)
+
+
+def finish_run(run: TrainingRun) -> None:
+    """Make the result of the last step's Gaussians, where a strategy says that it is another."""
+    if run.strategies is not None:
+        run.support = run.strategies.finish(run.gaussians, run.optimizer)
+        state = run.densify_state
+        run.densify_state = DensifyState.zeros(run.gaussians.num, state.grad_sum.device)
+
+
 def optimise_view(
     run: TrainingRun,
     camera: Cameras,
@@ -111,12 +160,17 @@ def optimise_view(
     refined = None
     if run.refinement is not None and camera.names[0] in run.refinement:
         refined = run.refinement.view(camera.names[0])
-    view = training_view(gaussians, camera, sh_degree, refined)
+    strategies = run.strategies
+    if strategies is None:
+        view = training_view(gaussians, camera, sh_degree, refined)
+    else:
+        view = strategies.render(gaussians, camera, sh_degree, refined, run.step)
     rgb = view.rgb if refined is None or refined.gain is None else view.rgb * refined.gain
     loss = photometric_loss(rgb, target, ssim_weight, gradient_weight)
     if not bool(torch.isfinite(loss)):
         _raise_not_finite(run, target, camera.names[0])
-    loss.backward()
+    extra = strategies and strategies.extra_loss(view, camera, target, sh_degree, run.step)
+    (loss if extra is None else loss + extra).backward()
     state = run.densify_state
     view.update(
         run.optimizer,
@@ -124,6 +178,8 @@ def optimise_view(
         statistics=(state.grad_sum, state.num_views),
     )
     run.step += 1
+    if strategies is not None:
+        strategies.after_step(gaussians, run.optimizer, camera, gradient_weight, run.step)
     return loss.detach()
 
 
@@ -134,11 +190,14 @@ def control_density(
     done, num_steps = run.step - first_step, last_step - first_step
     if not policy.start_step <= done <= policy.stop_share * num_steps:
         return
+    moves_the_faint = run.strategies is not None and run.strategies.settings.grow == "mcmc"
     if done % policy.every == 0:
-        run.densify_state = densify_and_prune(
-            policy, run.gaussians, run.optimizer, run.densify_state, run.scene_extent, run.generator
-        )
-    if policy.reset_every > 0 and run.step % policy.reset_every == 0:
+        trained = (policy, run.gaussians, run.optimizer, run.densify_state)
+        if run.strategies is None:
+            run.densify_state = densify_and_prune(*trained, run.scene_extent, run.generator)
+        else:
+            run.densify_state = run.strategies.control_density(*trained, run.generator)
+    if policy.reset_every > 0 and run.step % policy.reset_every == 0 and not moves_the_faint:
         reset_opacity(run.gaussians, run.optimizer)
 
 
@@ -183,6 +242,7 @@ def run_checkpoint(run: TrainingRun) -> Checkpoint:
             "history": run.history,
             "seconds": run.seconds,
             "refinement": None if run.refinement is None else run.refinement.state_dict(),
+            "strategies": None if run.strategies is None else run.strategies.state_dict(),
         },
     )
 
@@ -213,6 +273,8 @@ def load_run(
     run.densify_state = DensifyState(saved.run_state["grad_sum"], saved.run_state["num_views"])
     run.history = saved.run_state["history"]
     run.seconds_before = saved.run_state["seconds"]
+    # Runs that were saved before there were strategies have none.
+    run.strategy_state = saved.run_state.get("strategies")
     if saved.run_state["refinement"] is not None:
         run.refinement = Refinement.from_state(
             saved.run_state["refinement"],

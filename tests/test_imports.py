@@ -16,7 +16,7 @@ LAYERS = [
     {"cameras", "lenses", "plain_photos", "triangulation", "ply_io", "colmap_io", "transforms_io"},
     {"scene", "split", "sampling", "trajectories", "gaussians", "alignment", "capture", "poses"},
     {"rasterize", "densify", "optim", "refinement", "model_folder"},
-    {"guidance", "fixer", "training", "pairs", "scored_cameras", "layers"},
+    {"guidance", "fixer", "training", "pairs", "scored_cameras", "layers", "strategies"},
     {"report"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}

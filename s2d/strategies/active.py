@@ -1,0 +1,254 @@
+"""The strategies of one run: what a training step calls, and what of it must be saved."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2d.cameras import Cameras
+from s2d.densify import DensifyPolicy, DensifyState, densify_and_prune, prune
+from s2d.gaussians import Gaussians
+from s2d.optim import SparseGaussianAdam
+from s2d.rasterize import CameraTensors, TrainingView, rasterize, training_view
+from s2d.strategies import averaging, binocular, dropout, smoothing, support
+from s2d.strategies.averaging import Average
+from s2d.strategies.bounds import bound_scales
+from s2d.strategies.depth_supervision import (
+    depth_loss,
+    normal_loss,
+    pearson_loss,
+    smoothness_loss,
+)
+from s2d.strategies.evidence import Evidence
+from s2d.strategies.floaters import floaters
+from s2d.strategies.mcmc import add_noise, relocate_and_grow
+from s2d.strategies.opacity_decay import decay_opacity
+from s2d.strategies.residual import most_wanted, residual_scores
+from s2d.strategies.settings import Strategy
+from s2d.strategies.support import Support
+from s2d.strategies.view import StrategyView
+
+# Steps between two looks at how fine the photos show each Gaussian.
+FILTER_EVERY = 100
+
+
+class ActiveStrategies:
+    """The strategies that are on, their random numbers apart from the run's own, and their state.
+
+    Steps are counted over stages 1 and 3, and a share of the schedule is one of all steps up to `last_step`.
+    """
+
+    def __init__(
+        self,
+        settings: Strategy,
+        evidence: Evidence,
+        gaussians: Gaussians,
+        scene_extent: float,
+        last_step: int,
+        seed: int,
+    ) -> None:
+        self.settings = settings
+        self.evidence = evidence
+        self.scene_extent = scene_extent
+        self.last_step = last_step
+        self.generator = torch.Generator().manual_seed(seed)
+        self.average = Average()
+        self.support = Support(gaussians.num)
+        self._variances: Tensor | None = None
+
+    # ------------------------------------------------------------------------------------------------------- one step
+
+    def render(
+        self,
+        gaussians: Gaussians,
+        camera: Cameras,
+        sh_degree: int,
+        refined: CameraTensors | None,
+        step: int,
+    ) -> TrainingView | StrategyView:
+        """Render a training view as the strategies want it."""
+        settings = self.settings
+        if not (
+            settings.dropout
+            or settings.smoothing
+            or settings.scale_weight
+            or self._binocular(camera, step)
+        ):
+            return training_view(gaussians, camera, sh_degree, refined)
+        drawn = Gaussians(**gaussians.tensors())
+        if settings.smoothing:
+            drawn.log_scales, drawn.opacity_logits = smoothing.filtered(
+                drawn.log_scales, drawn.opacity_logits, self._filter(gaussians, step)
+            )
+        rate = dropout.drop_rate(settings.dropout, step / self.last_step)
+        if rate > 0:
+            kept = dropout.draw_kept(gaussians.num, rate, self.generator)
+            drawn.opacity_logits = dropout.dropped_logits(drawn.opacity_logits, kept, rate)
+        return StrategyView(gaussians, drawn, camera, sh_degree, refined)
+
+    def extra_loss(
+        self,
+        view: TrainingView | StrategyView,
+        camera: Cameras,
+        photo: Tensor,  # [H, W, 3]
+        sh_degree: int,
+        step: int,
+    ) -> Tensor | None:
+        """Sum of the strategies' terms for this view; None where there are none."""
+        settings, terms = self.settings, []
+        if settings.scale_weight:
+            scales = view.drawn.log_scales.exp()
+            terms.append(settings.scale_weight / self.scene_extent * scales.mean())
+        if camera.names[0] not in self.evidence:  # fixed views: what they show may be made up
+            return sum(terms) if terms else None
+        depth, alpha = view.depth.squeeze(-1), view.alpha.squeeze(-1)
+        if settings.depth_weight or settings.normal_weight:
+            hint = self.evidence.depths[camera.names[0]]
+            if settings.depth_weight:
+                loss = depth_loss if settings.depth_loss == "inverse" else pearson_loss
+                terms.append(settings.depth_weight * loss(depth, alpha, *hint))
+            if settings.normal_weight:
+                terms.append(
+                    settings.normal_weight * normal_loss(depth, alpha, *hint, camera.Ks[0])
+                )
+        if settings.smooth_weight:
+            terms.append(settings.smooth_weight * smoothness_loss(depth, alpha, photo))
+        if self._binocular(camera, step):
+            shift = binocular.draw_shift(depth, camera, self.generator)
+            beside = rasterize(
+                view.drawn, binocular.shifted_camera(camera, shift), sh_degree=sh_degree
+            )
+            view.add_seen(beside.radii.squeeze(0))
+            loss = binocular.binocular_loss(
+                beside.rgb.squeeze(0), depth, photo, float(camera.Ks[0, 0, 0]), shift
+            )
+            terms.append(settings.binocular_weight * loss)
+        return sum(terms) if terms else None
+
+    def after_step(
+        self,
+        gaussians: Gaussians,
+        optimizer: SparseGaussianAdam,
+        camera: Cameras,
+        gradient_weight: Tensor | None,  # [H, W, 1]
+        step: int,
+    ) -> None:
+        """Change the parameters after the optimiser has, and gather what is gathered over steps; `step` is the finished one's number."""
+        settings = self.settings
+        if settings.opacity_decay < 1:
+            decay_opacity(gaussians.opacity_logits, settings.opacity_decay)
+        if settings.max_scale or settings.max_elongation:
+            largest = settings.max_scale * self.scene_extent
+            log_largest = float(torch.tensor(largest).log()) if settings.max_scale else None
+            bound_scales(gaussians.log_scales, log_largest, settings.max_elongation)
+        if settings.grow == "mcmc":
+            rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+            add_noise(gaussians, rates["means"], self.scene_extent, self.generator)
+        if settings.wants_support and step % support.EVERY == 0:
+            is_kept = camera.names[0] in self.evidence
+            self.support.add(gaussians, camera, is_kept, gradient_weight)
+        first = self.last_step - settings.average_last * self.last_step
+        if settings.average_last and step > first and step % averaging.EVERY == 0:
+            self.average.add(gaussians)
+
+    # --------------------------------------------------------------------------------------------------------- rounds
+
+    def control_density(
+        self,
+        policy: DensifyPolicy,
+        gaussians: Gaussians,
+        optimizer: SparseGaussianAdam,
+        state: DensifyState,
+        generator: torch.Generator,
+    ) -> DensifyState:
+        """Run one round of density control; arguments as `densify_and_prune`."""
+        settings = self.settings
+        if settings.grow == "mcmc" and policy.enabled:
+            state = relocate_and_grow(
+                gaussians, optimizer, settings.growth, policy.max_gaussians, self.generator
+            )
+        else:
+            grow = doomed = None
+            if settings.grow == "residual" and policy.enabled:
+                scores = residual_scores(gaussians, self.evidence.photos())
+                grow = most_wanted(scores, settings.growth, policy.max_gaussians)
+            if settings.prune_floaters:
+                doomed = self._floaters(gaussians)
+            state = densify_and_prune(
+                policy, gaussians, optimizer, state, self.scene_extent, generator, grow, doomed
+            )
+        self.support.follow(state.parents)
+        self._variances = None
+        return state
+
+    def finish(self, gaussians: Gaussians, optimizer: SparseGaussianAdam) -> Tensor | None:
+        """Make the result of the last step's Gaussians, in place; returns their support [N] if it was asked for."""
+        settings = self.settings
+        if settings.average_last:
+            self.average.write_to(gaussians)
+        if settings.smoothing:
+            self._set_shape(gaussians, smoothing.filtered)
+        if not settings.wants_support:
+            return None
+        values = self.support.of(gaussians, self.evidence.kept.cameras)
+        doomed = values < settings.prune_support
+        if settings.prune_support > 0 and not bool(doomed.all()):
+            prune(gaussians, optimizer, doomed)
+            self.support.follow((~doomed).nonzero()[:, 0])
+            values = values[~doomed]
+        return values
+
+    # ---------------------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain tensors, lists and numbers that restore this in the middle of a run."""
+        return {
+            "generator": self.generator.get_state(),
+            "average": self.average.state_dict(),
+            "support": self.support.state_dict(),
+            "variances": self._variances,
+            "smoothed": self.settings.smoothing,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.generator.set_state(state["generator"])
+        self.average.load_state_dict(state["average"])
+        self.support.load_state_dict(state["support"])
+        self._variances = state["variances"]
+
+    def take_over(self, state: dict[str, Any] | None, gaussians: Gaussians) -> None:
+        """Begin with the result of another stage, whose last state this is: its support goes on, its filter comes off."""
+        if state is None or len(state["support"]["weights"]) != gaussians.num:
+            return
+        self.support.load_state_dict(state["support"])
+        if state["smoothed"] and self.settings.smoothing:
+            self._set_shape(gaussians, smoothing.unfiltered)
+
+    # -------------------------------------------------------------------------------------------------------- helpers
+
+    def _binocular(self, camera: Cameras, step: int) -> bool:
+        settings = self.settings
+        started = step >= settings.binocular_from * self.last_step
+        return settings.binocular_weight > 0 and started and camera.names[0] in self.evidence
+
+    def _filter(self, gaussians: Gaussians, step: int) -> Tensor:
+        if self._variances is None or step % FILTER_EVERY == 0:
+            self._variances = smoothing.filter_variances(
+                gaussians.means.detach(), self.evidence.kept.cameras
+            )
+        return self._variances
+
+    def _set_shape(self, gaussians: Gaussians, change: Any) -> None:
+        with torch.no_grad():
+            variances = smoothing.filter_variances(gaussians.means, self.evidence.kept.cameras)
+            shape = change(gaussians.log_scales, gaussians.opacity_logits, variances)
+            gaussians.log_scales.copy_(shape[0])
+            gaussians.opacity_logits.copy_(shape[1])
+
+    def _floaters(self, gaussians: Gaussians) -> Tensor:
+        depths = self.evidence.depths
+        return floaters(
+            gaussians,
+            ((camera, *depths[camera.names[0]]) for camera in self.evidence.kept.cameras),
+        )

@@ -1,0 +1,42 @@
+"""Random dropout of Gaussians at training (DropGaussian, Park et al. 2025).
+
+In each step every Gaussian is left out with probability r; r grows from 0 to its largest value over the schedule, because overfitting does.
+So those behind and beside get gradients that the front ones would have kept for themselves, and no photo is explained by one layer alone.
+
+The paper makes up for the missing by opacity o / (1 - r), which can exceed 1. Here the mean logarithm of the transmittance stays what it
+was: (1 - r) log(1 - o') = log(1 - o). For faint Gaussians that is the same, and o' < 1 always.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Opacity 1e-9: far below 1/255, so it is not drawn.
+LEFT_OUT = -20.0
+
+
+def drop_rate(largest: float, progress: float) -> float:
+    """r at this share of the schedule."""
+    return largest * min(max(progress, 0.0), 1.0)
+
+
+def draw_kept(num: int, rate: float, generator: torch.Generator) -> Tensor:
+    """Which Gaussians stay in this step. [N] bool"""
+    return torch.rand(num, generator=generator) >= rate
+
+
+def dropped_logits(
+    opacity_logits: Tensor,  # [N]
+    kept: Tensor,  # [N] bool
+    rate: float,
+) -> Tensor:
+    """Opacity logits for one training render: raised where kept, far below visibility where not. [N]
+
+    With s = softplus(logit) = -log(1 - o) the raised logit is log(exp(s') - 1), s' = s / (1 - r). Differentiable in `opacity_logits`.
+    """
+    raised = F.softplus(opacity_logits) / (1.0 - rate)
+    return torch.where(
+        kept,
+        raised + torch.log(-torch.expm1(-raised.clamp(min=1e-12))),
+        torch.full_like(raised, LEFT_OUT),
+    )

@@ -1,0 +1,63 @@
+"""What strategies may know beside the view of a step: the kept photos, their cameras, and stage 0's depth of them."""
+
+import zipfile
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2d.cameras import Cameras
+from s2d.scene import Scene
+
+
+class Evidence:
+    """The kept views of a run."""
+
+    def __init__(self, kept: Scene, stage0_dir: Path) -> None:
+        self.kept = kept
+        self.stage0_dir = stage0_dir
+        self._names = set(kept.cameras.names)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether this is a kept view."""
+        return name in self._names
+
+    def photos(self) -> list[tuple[Cameras, Tensor]]:
+        """Camera and photo [H, W, 3] of each kept view."""
+        return [(camera, self.kept.image(camera.names[0])) for camera in self.kept.cameras]
+
+    @cached_property
+    def depths(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Depth [H, W] (camera z, <= 0: none) and confidence [H, W] in [0, 1] of each kept view, by name.
+
+        Raises:
+            FileNotFoundError: stage 0 has written none for a view.
+            ValueError: a file is damaged, or of another size than the photo.
+        """
+        return {camera.names[0]: self._depth(camera) for camera in self.kept.cameras}
+
+    def _depth(self, camera: Cameras) -> tuple[Tensor, Tensor]:
+        path = self.stage0_dir / "depth" / Path(camera.names[0]).with_suffix(".npz")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"Stage 0 has no depth of {camera.names[0]}: no file {path}. Run stage 0 again with --overwrite, or leave out the "
+                "--depth-, --normal- and --prune-floaters flags."
+            )
+        try:
+            with np.load(path) as arrays:
+                depth, confidence = (
+                    torch.from_numpy(arrays[name].astype(np.float32))
+                    for name in ("depth", "confidence")
+                )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} is not a depth map of stage 0 ({error!r}). Run stage 0 again with --overwrite."
+            ) from error
+        if depth.shape != (camera.height, camera.width):
+            raise ValueError(
+                f"{path} is {depth.shape[1]}x{depth.shape[0]}. Expected {camera.width}x{camera.height}, the size of the photo. Run stage 0 "
+                "again with --overwrite."
+            )
+        return depth, confidence

@@ -1,0 +1,99 @@
+"""`Strategy`: the switches of all strategies, shared by stages 1 and 3. The defaults change nothing."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from s2d.checks import check_range
+
+# Fields that only choose numbers of the ordinary training.
+_PLAIN = ("sh_by_views", "densify_from", "densify_every", "densify_until")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Strategies for few photos; each is off by default. docs/strategies.md says what they do and what they were worth."""
+
+    dropout: float = 0.0
+    """Share of the Gaussians left out of each training render, growing from 0 to this over the schedule. 0 disables."""
+    opacity_decay: float = 1.0
+    """Factor of every opacity after each step: what no photo holds up fades. 1 disables; 0.9995 halves in 1400 steps."""
+    binocular_weight: float = 0.0
+    """Weight of the difference between a photo and the render of a camera beside it, warped back by the rendered depth."""
+    binocular_from: float = 0.5
+    """Share of the schedule after which that starts: the depth must be right in the main first."""
+    depth_weight: float = 0.0
+    """Weight of the difference between rendered depth and stage 0's, by its confidence."""
+    depth_loss: Literal["inverse", "pearson"] = "inverse"
+    """inverse: relative difference of inverse depths; pearson: their correlation alone, for depth of unknown scale."""
+    normal_weight: float = 0.0
+    """Weight of 1 - cosine between the normals of rendered depth and of stage 0's, by its confidence."""
+    smooth_weight: float = 0.0
+    """Weight of the rendered depth's steps where the photo has no edge."""
+    max_scale: float = 0.0
+    """Largest standard deviation of a Gaussian, in scene extents. 0 disables."""
+    max_elongation: float = 0.0
+    """Largest ratio of a Gaussian's longest to its middle axis: needles fit one photo and cross the next view. 0 disables."""
+    prune_floaters: bool = False
+    """Remove Gaussians that stand where more photos, by stage 0's depth, see through than see a surface."""
+    grow: Literal["gradient", "residual", "mcmc"] = "gradient"
+    """What asks for more Gaussians: the 2D gradient; the photos' residual; or MCMC, which moves the faint to where opacity is and adds noise."""
+    growth: float = 0.05
+    """Share of new Gaussians in a round of --grow residual and mcmc, up to --max-gaussians."""
+    scale_weight: float = 0.0
+    """Weight of the mean standard deviation, in scene extents, in the loss; MCMC's authors use 0.01 with --opacity-weight 0.01."""
+    sh_by_views: bool = False
+    """Lower the SH degree to what the number of kept photos can tell: 0 up to 3 photos, 1 up to 6, 2 up to 12."""
+    smoothing: bool = False
+    """Keep every Gaussian at least as large as the photos' pixels can show (Mip-Splatting's 3D filter)."""
+    average_last: float = 0.0
+    """Share of the steps, the last ones, over which the parameters are averaged for the result. 0 disables."""
+    support: bool = False
+    """Write into the PLY how many kept photos hold each Gaussian up (`support`)."""
+    prune_support: float = 0.0
+    """Remove Gaussians with less support than this at the end. 0 disables."""
+    densify_from: int = 500
+    """First step with density control."""
+    densify_every: int = 100
+    """Steps between two rounds of density control."""
+    densify_until: float = 0.5
+    """Last step with density control, as a share of the stage's steps."""
+
+    @property
+    def active(self) -> bool:
+        """Whether a training step differs from the ordinary one."""
+        default = Strategy()
+        return any(
+            getattr(self, field.name) != getattr(default, field.name)
+            for field in fields(self)
+            if field.name not in _PLAIN
+        )
+
+    @property
+    def wants_support(self) -> bool:
+        return self.support or self.prune_support > 0
+
+    def sh_degree(self, given: int, num_kept: int) -> int:
+        """The highest degree to use with so many kept photos; `given` is what was asked for.
+
+        k coefficients per channel and Gaussian are told apart from geometry by more than k directions only; few photos see a Gaussian
+        from as many directions as there are photos, at most.
+        """
+        if not self.sh_by_views:
+            return given
+        return min(
+            given, 0 if num_kept <= 3 else 1 if num_kept <= 6 else 2 if num_kept <= 12 else 3
+        )
+
+    def check(self) -> None:
+        """Raise ValueError for a value that makes no sense; called by the stages before anything is read."""
+        check_range("dropout", self.dropout, 0, below=1)
+        check_range("opacity_decay", self.opacity_decay, 0.5, 1, hint="Try 0.9995.")
+        for name in ("binocular_from", "average_last", "densify_until"):
+            check_range(name, getattr(self, name), 0, 1)
+        for name in ("binocular_weight", "depth_weight", "normal_weight", "smooth_weight"):
+            check_range(name, getattr(self, name), 0)
+        for name in ("max_scale", "growth", "scale_weight", "prune_support"):
+            check_range(name, getattr(self, name), 0)
+        if self.max_elongation != 0:
+            check_range("max_elongation", self.max_elongation, 1, hint="0 disables.")
+        check_range("densify_every", self.densify_every, 1)
