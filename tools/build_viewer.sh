@@ -34,8 +34,10 @@ next=$root/build/viewer.partial
 rm -rf "$next"
 mkdir -p "$next/vendor"
 cp "$root/web/view.html" "$root/web/"*.js "$next/"
-cp "$modules/three/build/three.module.js" "$modules/three/build/three.core.js" \
-  "$modules/three/examples/jsm/controls/OrbitControls.js" "$next/vendor/"
+cp "$modules/three/build/three.module.js" "$modules/three/build/three.core.js" "$next/vendor/"
+for addon in controls/OrbitControls.js postprocessing/Pass.js; do
+  install -D -m 644 "$modules/three/examples/jsm/$addon" "$next/vendor/addons/$addon"
+done
 cp "$modules/@sparkjsdev/spark/dist/spark.module.min.js" "$next/vendor/spark.module.js"
 cp "$modules/fzstd/esm/index.mjs" "$next/vendor/fzstd.js"
 for package in three @sparkjsdev/spark fzstd; do

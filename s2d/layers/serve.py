@@ -8,12 +8,13 @@ Files come with their SHA-256 as ETag, so an interrupted download goes on only i
 known is not sent again (304). Under `?sha256=<its hash>` a file can never change and may be kept for good; without, caches ask each time.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s2d.cameras import Cameras
-from s2d.layers.manifest import MANIFEST, Levels, load_levels
+from s2d.layers.manifest import MANIFEST, load_levels, parse_levels
 from s2d.log import logger
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ CONTENT_POLICY = (
     "default-src 'self' blob: data:; script-src 'self' 'unsafe-inline' 'wasm-unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self' blob: data:"
 )
-NO_VIEWER = "The page is not built: bash tools/build_viewer.sh. The layers are at /layers/levels.json.\n"
+NO_VIEWER = (
+    "The page is not built: bash tools/build_viewer.sh. The layers are at /layers/levels.json.\n"
+)
 
 
 def build_app(
@@ -63,16 +66,21 @@ def build_app(
 
     async def layers(request: "Request") -> "Response":
         name = request.path_params["name"]
-        levels = load_levels(folder)
-        digest = _digest(levels, name)
-        if digest is None or not (folder / name).is_file():
+        manifest = (folder / MANIFEST).read_bytes()
+        files = parse_levels(manifest, folder).files
+        if name == MANIFEST:
+            digest = hashlib.sha256(manifest).hexdigest()
+        elif name in files and (folder / name).is_file():
+            digest = files[name].sha256
+        else:
             return PlainTextResponse(f"{name} is no file of these layers.\n", status_code=404)
         cache = FOREVER if request.query_params.get("sha256") == digest else ASK_EACH_TIME
         headers = {"ETag": f'"{digest}"', "Cache-Control": cache}
         if headers["ETag"] in _listed(request.headers.get("if-none-match", "")):
             return Response(status_code=304, headers=headers)
-        media_type = "application/json" if name == MANIFEST else "application/octet-stream"
-        return FileResponse(folder / name, headers=headers, media_type=media_type)
+        if name == MANIFEST:
+            return Response(manifest, headers=headers, media_type="application/json")
+        return FileResponse(folder / name, headers=headers, media_type="application/octet-stream")
 
     async def camera_list(request: "Request") -> "Response":
         if cameras is None:
@@ -125,8 +133,13 @@ def serve(source: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
     # A page elsewhere must not reach this server through a name that it points here (DNS rebinding).
     hosts = LOOPBACK if host in LOOPBACK else ("*",)
     app = build_app(folder, find_cameras(folder), hosts)
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)
-    listening = config.bind_socket()  # says what is wrong where the port is taken, and ends
+    config = uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False)
+    try:
+        listening = config.bind_socket()
+    except SystemExit as error:  # uvicorn's way to say it
+        raise ValueError(
+            f"Cannot listen on {host}:{port}: the port is taken or the address is not this machine's. Give another --port, or 0."
+        ) from error
     shown = f"[{host}]" if ":" in host else host
     logger.info("%s: http://%s:%d/ (Ctrl-C ends it)", folder, shown, listening.getsockname()[1])
     if host not in LOOPBACK:
@@ -138,12 +151,6 @@ def find_cameras(folder: Path) -> Cameras | None:
     """The kept cameras of the run that a folder of layers (OUT/stage3/layers) belongs to."""
     path = Path(folder).parent / "kept_cameras.json"
     return Cameras.from_json(path) if path.is_file() else None
-
-
-def _digest(levels: Levels, name: str) -> str | None:
-    if name == MANIFEST:
-        return levels.sha256
-    return levels.files[name].sha256 if name in levels.files else None
 
 
 def _listed(header: str) -> set[str]:
