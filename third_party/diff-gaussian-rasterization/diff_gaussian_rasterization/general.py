@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The general face of the rasteriser: raw parameters, any pinhole cameras, RGB + alpha + depth, all gradients.
 
-Conventions are those of `reference.py`, which states the algorithm. Here is only checking and the bridge to the compiled core.
+Conventions are those of `reference.py`, which states the algorithm. Here is only checking and the bridge to the compiled core: that
+for CPUs, or where the Gaussians are on a GPU, `_cuda.py`.
 """
 
 import math
 from typing import Any, NamedTuple
 
 import torch
+from native_build import cuda
 from torch import Tensor
 
 from diff_gaussian_rasterization import _native
@@ -67,7 +69,7 @@ def rasterize_gaussians_raw(
 ) -> RasterOutput:
     """Render Gaussians into every camera.
 
-    Deterministic: the same inputs give the same bits at any thread count. Gaussians with non-finite parameters or a zero
+    Deterministic on a CPU: the same inputs give the same bits at any thread count. Gaussians with non-finite parameters or a zero
     quaternion are not drawn and get zero gradients.
 
     Args:
@@ -89,9 +91,11 @@ def rasterize_gaussians_raw(
         `RasterOutput`. Its `radii` carry no gradient.
 
     Raises:
-        ValueError: A shape, type or device is wrong, or a camera or the background is not finite.
+        ValueError: A shape, type or device is wrong, or a camera or the background is not finite (which is not looked at where they
+            are on a GPU: that would wait for it).
 
-    Differentiable in every float argument; of `Ks` in focal lengths and principal point. float32 on the CPU.
+    Differentiable in every float argument; of `Ks` in focal lengths and principal point. float32, on the CPU or on one GPU; cameras and
+    background may stay on the CPU.
     """
     scene = SceneTensors(means, log_scales, quats, opacity_logits, sh0, shN)
     options = raw_options(scene, width, height, sh_degree)
@@ -123,12 +127,18 @@ def render(
     options: RenderOptions,
 ) -> RasterOutput:
     """Check cameras and run the core: what both faces share."""
-    check_cameras(viewmats, Ks, background, options)
+    device = scene.means.device
+    check_cameras(viewmats, Ks, background, options, device)
     n, num_cameras = len(scene.means), len(viewmats)
     if means2d_probe is not None:
-        check_tensor("means2d_probe", means2d_probe, (num_cameras, n, 2))
-    outputs = _Rasterize.apply(options, Ks, viewmats, background, means2d_probe, *scene)
-    return RasterOutput(*outputs)
+        check_tensor("means2d_probe", means2d_probe, (num_cameras, n, 2), device)
+    if cuda.on_gpu(scene.means):
+        from diff_gaussian_rasterization import _cuda
+
+        function = _cuda.Rasterize
+    else:
+        function = _Rasterize
+    return RasterOutput(*function.apply(options, Ks, viewmats, background, means2d_probe, *scene))
 
 
 def set_num_threads(count: int | None) -> None:
@@ -271,16 +281,23 @@ def _camera_args(viewmat: Tensor, K: Tensor, background: Tensor, options: Render
     return args
 
 
-def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise unless a tensor has this shape and is float32 on the CPU."""
+def check_tensor(
+    name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device | None = None
+) -> None:
+    """Raise unless a tensor has this shape and is float32 on this device; None: on any that has kernels."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"rasterize: {name} must be a torch.Tensor, got {type(tensor).__name__}.")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"rasterize: {name} must be {list(shape)}, got {list(tensor.shape)}.")
-    if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+    usable = tensor.device.type == "cpu" or cuda.on_gpu(tensor)
+    if not usable or tensor.dtype != torch.float32 or device not in (None, tensor.device):
+        wanted = "cpu" if device is None else device
+        place = (
+            "the CPU" if torch.device(wanted).type == "cpu" else f"{wanted}, where the means are"
+        )
         raise ValueError(
-            f"rasterize: {name} must be float32 on the CPU, got {tensor.dtype} on {tensor.device}. "
-            f"Pass {name}.float().cpu()."
+            f"rasterize: {name} must be float32 on {place}, got {tensor.dtype} on {tensor.device}. "
+            f"Pass {name}.float().to({str(wanted)!r})."
         )
 
 
@@ -288,28 +305,42 @@ def _check_scene(scene: SceneTensors) -> int:
     """Check every tensor against the N of `means`; return the SH degree that is stored."""
     n = len(scene.means) if scene.means.dim() else 0
     check_tensor("means", scene.means, (n, 3))
-    check_tensor("log_scales", scene.log_scales, (n, 3))
-    check_tensor("quats", scene.quats, (n, 4))
-    check_tensor("opacity_logits", scene.opacity_logits, (n,))
-    check_tensor("sh0", scene.sh0, (n, 1, 3))
+    device = scene.means.device
+    check_tensor("log_scales", scene.log_scales, (n, 3), device)
+    check_tensor("quats", scene.quats, (n, 4), device)
+    check_tensor("opacity_logits", scene.opacity_logits, (n,), device)
+    check_tensor("sh0", scene.sh0, (n, 1, 3), device)
     rest = scene.shN.shape[1] if scene.shN.dim() == 3 else -1
     degree = math.isqrt(rest + 1) - 1 if rest >= 0 else -1
     if not 0 <= degree <= MAX_DEGREE or (degree + 1) ** 2 != rest + 1:
         raise ValueError(
             f"rasterize: shN must be [N, K-1, 3] with K = 1, 4, 9 or 16 (degree 0-3), got {list(scene.shN.shape)}."
         )
-    check_tensor("shN", scene.shN, (n, rest, 3))
+    check_tensor("shN", scene.shN, (n, rest, 3), device)
     return degree
 
 
-def check_cameras(viewmats: Tensor, Ks: Tensor, background: Tensor, options: RenderOptions) -> None:
+def check_cameras(
+    viewmats: Tensor,
+    Ks: Tensor,
+    background: Tensor,
+    options: RenderOptions,
+    device: torch.device,
+) -> None:
+    """Check what is not a Gaussian. Each may be on the CPU or where the Gaussians are; values are looked at on the CPU alone."""
+    if options.width < 1 or options.height < 1:
+        raise ValueError(
+            f"rasterize: the image must have pixels, got width {options.width}, height {options.height}."
+        )
     num_cameras = len(viewmats) if viewmats.dim() else 0
-    check_tensor("viewmats", viewmats, (num_cameras, 4, 4))
-    check_tensor("Ks", Ks, (num_cameras, 3, 3))
-    check_tensor("background", background, (3,))
+    shapes = {"viewmats": (num_cameras, 4, 4), "Ks": (num_cameras, 3, 3), "background": (3,)}
     for name, value in (("viewmats", viewmats), ("Ks", Ks), ("background", background)):
-        if not bool(torch.isfinite(value).all()):
+        check_tensor(name, value, shapes[name], None if value.device.type == "cpu" else device)
+        on_cpu = value.device.type == "cpu"
+        if on_cpu and not bool(torch.isfinite(value).all()):
             raise ValueError(f"rasterize: {name} has non-finite values. Check the cameras.")
+    if Ks.device.type != "cpu":
+        return
     if bool((Ks[:, 0, 1] != 0).any()):
         raise ValueError(
             "rasterize: Ks has skew (K[0, 1] != 0), which is not supported. Undistort the images first."
@@ -317,8 +348,4 @@ def check_cameras(viewmats: Tensor, Ks: Tensor, background: Tensor, options: Ren
     if bool((Ks[:, 0, 0] <= 0).any()) or bool((Ks[:, 1, 1] <= 0).any()):
         raise ValueError(
             "rasterize: Ks must have positive focal lengths K[0, 0] and K[1, 1]. Check the cameras."
-        )
-    if options.width < 1 or options.height < 1:
-        raise ValueError(
-            f"rasterize: the image must have pixels, got width {options.width}, height {options.height}."
         )

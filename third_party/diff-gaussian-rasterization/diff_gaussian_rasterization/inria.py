@@ -96,7 +96,8 @@ class GaussianRasterizer(nn.Module):
             )
         n = len(means3D)
         check_tensor("means3D", means3D, (n, 3))
-        check_tensor("opacities", opacities, (n, 1))
+        device = means3D.device
+        check_tensor("opacities", opacities, (n, 1), device)
         for name, value, shape in (
             ("colors_precomp", colors_precomp, (n, 3)),
             ("scales", scales, (n, 3)),
@@ -104,8 +105,8 @@ class GaussianRasterizer(nn.Module):
             ("cov3D_precomp", cov3D_precomp, (n, 6)),
         ):
             if value is not None:
-                check_tensor(name, value, shape)
-        degree, sh0, shN = _coefficients(n, dc, shs, s.sh_degree)
+                check_tensor(name, value, shape, device)
+        degree, sh0, shN = _coefficients(n, device, dc, shs, s.sh_degree)
         if s.antialiasing and cov3D_precomp is not None:
             opacities = opacities * _sharpness(s, means3D, cov3D_precomp)[:, None]
         scene = SceneTensors(
@@ -173,7 +174,7 @@ class _PixelGradient(torch.autograd.Function):
 
 
 def _coefficients(
-    n: int, dc: Tensor | None, shs: Tensor | None, sh_degree: int
+    n: int, device: torch.device, dc: Tensor | None, shs: Tensor | None, sh_degree: int
 ) -> tuple[int, Tensor | None, Tensor | None]:
     """Check the SH coefficients in either style. -> degree in use, sh0 [N, 1, 3], shN [N, K-1, 3]"""
     if dc is None and shs is None:
@@ -189,10 +190,10 @@ def _coefficients(
             f"sh_degree {sh_degree}, got {list(given.shape)}."
         )
     if shs is not None:
-        check_tensor("shs", shs, (n, coefficients - apart, 3))
+        check_tensor("shs", shs, (n, coefficients - apart, 3), device)
     if dc is None:
         return degree, shs[:, :1], shs[:, 1:]
-    check_tensor("dc", dc, (n, 1, 3))
+    check_tensor("dc", dc, (n, 1, 3), device)
     return degree, dc, dc.new_zeros(n, 0, 3) if shs is None else shs
 
 
@@ -207,7 +208,7 @@ def _sharpness(
     do, and on needles these have no digits left in float32: hence float64.
     """
     viewmat = s.viewmatrix.mT.double()
-    K = _intrinsics(s)[0].double()
+    K = _intrinsics(s)[0].double().to(viewmat.device)
     x, y, z = (means.double() @ viewmat[:3, :3].mT + viewmat[:3, 3]).unbind(1)
     # Only what can be drawn: nothing else may put an infinity into the gradients.
     drawable = (z > NEAR) & torch.isfinite(means).all(1) & torch.isfinite(covars).all(1)

@@ -15,16 +15,41 @@ import ctypes
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import native_build
 import torch
+from native_build import cuda
 from torch import Tensor
 
 from diff_gaussian_rasterization import _native
 
-_P = ctypes.c_void_p
+_ALIGNMENT = 16  # bytes: what a GPU loads at once
 _STEP = "SparseGaussianAdam.step"
+
+
+class AdamRule(NamedTuple):
+    """One parameter, checked, and what a step does with it: tensors of one shape on one device, numbers of the formula."""
+
+    param: Tensor
+    grad: Tensor | None  # None where the kernel makes it itself
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+
+
+def adam_tensors(rules: Sequence[AdamRule]) -> ctypes.Array:
+    """Describe parameters for a kernel on the CPU: a ctypes array of `AdamTensor`."""
+    tensors = (_native.AdamTensor * len(rules))()
+    for entry, rule in zip(tensors, rules, strict=True):
+        for field in ("param", "grad", "exp_avg", "exp_avg_sq"):
+            setattr(entry, field, _native.pointer(getattr(rule, field)))
+        entry.width = rule.param.numel() // max(len(rule.param), 1)
+        entry.lr, entry.beta1, entry.beta2, entry.eps = rule[4:]
+    return tensors
 
 
 class SparseGaussianAdam(torch.optim.Adam):
@@ -34,7 +59,8 @@ class SparseGaussianAdam(torch.optim.Adam):
     edits them by row works, and so do the state_dicts of a `torch.optim.Adam` with the same groups.
 
     Args:
-        params: Groups (dicts) of one tensor each, as for torch.optim.Adam: float32, CPU, contiguous, [N, ...] of any trailing shape.
+        params: Groups (dicts) of one tensor each, as for torch.optim.Adam: float32, contiguous, [N, ...] of any trailing shape,
+            on the CPU or on one GPU.
         lr: Learning rate of groups that have none of their own.
         eps: Added to √v.
         bias_correction: See the module's docstring.
@@ -74,30 +100,36 @@ class SparseGaussianAdam(torch.optim.Adam):
             raise ValueError(
                 f"SparseGaussianAdam.step: expected N={num}, the rows of the first parameter, got {N}."
             )
+        device = groups[0]["params"][0].device
         if visibility is not None:
-            _check(_STEP, "visibility", visibility, (num,), (torch.bool, torch.int32))
-        tensors = (_native.AdamTensor * len(groups))()
+            dtypes = (torch.bool, torch.int32)
+            _check(_STEP, "visibility", visibility, (num,), device, dtypes)
         # The gradients are held until the kernel is done: one with strides is a copy that nobody else holds.
-        gradients = [group["params"][0].grad.contiguous() for group in groups]
-        for entry, group, gradient in zip(tensors, groups, gradients, strict=True):
-            self._describe(entry, group, num, gradient)
-        args = _native.AdamArgs(num, len(groups), ctypes.addressof(tensors))
-        if visibility is not None:
-            args.visible, args.visible_bytes = visibility.data_ptr(), visibility.element_size()
-        _call("s2d_adam", ctypes.byref(args))
-        del gradients
+        rules = [
+            self._rule(group, num, device, group["params"][0].grad.contiguous()) for group in groups
+        ]
+        if cuda.on_gpu(groups[0]["params"][0]):
+            from diff_gaussian_rasterization import _cuda
+
+            _cuda.adam(rules, visibility)
+        else:
+            tensors = adam_tensors(rules)
+            args = _native.AdamArgs(num, len(groups), ctypes.addressof(tensors))
+            if visibility is not None:
+                args.visible, args.visible_bytes = visibility.data_ptr(), visibility.element_size()
+            _call("s2d_adam", ctypes.byref(args))
         for group in groups:
             self.state[group["params"][0]]["step"] += 1
 
     @contextmanager
-    def lent(self, params: Sequence[Tensor]) -> Iterator[ctypes.Array]:
+    def lent(self, params: Sequence[Tensor]) -> Iterator[list[AdamRule]]:
         """Lend parameters, moments and rates to a kernel that makes the gradients itself; then the step counts.
 
         Args:
             params: Exactly what the groups hold, in any order.
 
         Yields:
-            A ctypes array of `AdamTensor`, in the order of `params`, without gradients.
+            What a step does with each, in the order of `params`, without gradients.
 
         Raises:
             ValueError: The groups hold other tensors, or a tensor has another shape, type or device.
@@ -108,17 +140,15 @@ class SparseGaussianAdam(torch.optim.Adam):
                 f"SparseGaussianAdam: expected an optimiser of exactly the {len(params)} tensors that were rendered, got one of "
                 f"{len(group_of)} tensors, not all the same. Make the optimiser anew when the tensors change."
             )
-        tensors = (_native.AdamTensor * len(params))()
-        for entry, param in zip(tensors, params, strict=True):
-            self._describe(entry, group_of[param], len(param), None)
-        yield tensors
+        device = params[0].device
+        yield [self._rule(group_of[param], len(param), device, None) for param in params]
         for param in params:
             self.state[param]["step"] += 1
 
-    def _describe(
-        self, entry: Any, group: dict[str, Any], num: int, gradient: Tensor | None
-    ) -> None:
-        """Fill in one parameter for the kernel, with zero moments where it has none."""
+    def _rule(
+        self, group: dict[str, Any], num: int, device: torch.device, gradient: Tensor | None
+    ) -> AdamRule:
+        """Check one parameter for the kernel and work out its rates; zero moments where it has none."""
         param = group["params"][0]
         state = self.state[param]
         if not state:
@@ -126,24 +156,19 @@ class SparseGaussianAdam(torch.optim.Adam):
             state["exp_avg"] = torch.zeros_like(param)
             state["exp_avg_sq"] = torch.zeros_like(param)
         name, shape = group.get("name", "parameter"), (num, *param.shape[1:])
-        for field, label, tensor in (
-            ("param", name, param),
-            ("grad", f"gradient of {name}", gradient),
-            ("exp_avg", f"exp_avg of {name}", state["exp_avg"]),
-            ("exp_avg_sq", f"exp_avg_sq of {name}", state["exp_avg_sq"]),
-        ):
-            if tensor is None:
-                continue
-            _check(_STEP, label, tensor, shape)
-            setattr(entry, field, tensor.data_ptr())
-        entry.width = param.numel() // max(num, 1)
-        entry.lr, entry.eps = group["lr"], group["eps"]
-        entry.beta1, entry.beta2 = group["betas"]
+        tensors = (param, gradient, state["exp_avg"], state["exp_avg_sq"])
+        labels = (name, f"gradient of {name}", f"exp_avg of {name}", f"exp_avg_sq of {name}")
+        for label, tensor in zip(labels, tensors, strict=True):
+            if tensor is not None:
+                _check(_STEP, label, tensor, shape, device)
+        lr, eps = group["lr"], group["eps"]
+        beta1, beta2 = group["betas"]
         if self.bias_correction:
             calls = float(state["step"]) + 1.0
-            root = math.sqrt(1.0 - entry.beta2**calls)
-            entry.lr *= root / (1.0 - entry.beta1**calls)
-            entry.eps *= root
+            root = math.sqrt(1.0 - beta2**calls)
+            lr *= root / (1.0 - beta1**calls)
+            eps *= root
+        return AdamRule(*tensors, lr, beta1, beta2, eps)
 
 
 def _check(
@@ -151,19 +176,26 @@ def _check(
     name: str,
     tensor: Tensor,
     shape: tuple[int, ...],
+    device: torch.device,
     dtypes: tuple[torch.dtype, ...] = (torch.float32,),
 ) -> None:
-    """Raise unless the kernel can read (or write) this tensor in place."""
+    """Raise unless the kernel can read (or write) this tensor in place, on a device that has kernels."""
     if tensor.shape != shape:
         raise ValueError(f"{where}: {name} must be {list(shape)}, got {list(tensor.shape)}.")
-    if tensor.dtype not in dtypes or tensor.device.type != "cpu":
+    usable = tensor.device == device and (device.type == "cpu" or cuda.on_gpu(tensor))
+    if tensor.dtype not in dtypes or not usable:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        place = device if device.type == "cuda" else "the CPU"
         raise ValueError(
-            f"{where}: {name} must be {wanted} on the CPU, got {tensor.dtype} on {tensor.device}. Convert it first."
+            f"{where}: {name} must be {wanted} on {place}, got {tensor.dtype} on {tensor.device}. Convert it first."
         )
     if not tensor.is_contiguous():
         raise ValueError(
             f"{where}: {name} must be contiguous, got strides {tensor.stride()}. Pass .contiguous()."
+        )
+    if device.type != "cpu" and tensor.data_ptr() % _ALIGNMENT:
+        raise ValueError(
+            f"{where}: {name} must start at a multiple of {_ALIGNMENT} bytes, as tensors of their own do. Pass .clone()."
         )
 
 

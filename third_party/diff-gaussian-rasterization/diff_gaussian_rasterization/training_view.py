@@ -14,6 +14,7 @@ import ctypes
 from collections.abc import Mapping
 
 import torch
+from native_build import cuda
 from torch import Tensor
 
 from diff_gaussian_rasterization import _native
@@ -26,7 +27,7 @@ from diff_gaussian_rasterization.general import (
     raw_options,
     scene_args,
 )
-from diff_gaussian_rasterization.optimizer import SparseGaussianAdam
+from diff_gaussian_rasterization.optimizer import AdamRule, SparseGaussianAdam, adam_tensors
 
 # In the order of csrc/cpu/update.cpp.
 PARAMETERS = ("means", "log_scales", "quats", "opacity_logits", "sh0", "shN")
@@ -77,13 +78,20 @@ class TrainingView:
                 )
         self._scene = SceneTensors(**self._parameters)
         self._options = raw_options(self._scene, width, height, sh_degree)
-        background = torch.zeros(3) if background is None else background
+        means = self._scene.means
+        background = means.new_zeros(3) if background is None else background
         self._viewmat, self._K = viewmat, K
+        cameras = (viewmat[None], K[None], background)
         with torch.no_grad():
-            check_cameras(viewmat[None], K[None], background, self._options)
-            images, (self._frame,) = forward(
-                self._scene, viewmat[None], K[None], background, None, self._options
-            )
+            check_cameras(*cameras, self._options, means.device)
+            if cuda.on_gpu(means):
+                from diff_gaussian_rasterization import _cuda
+
+                images, self._frame = _cuda.render(
+                    self._scene, *cameras, None, self._options, keep=True
+                )
+            else:
+                images, (self._frame,) = forward(self._scene, *cameras, None, self._options)
         self.rgb, self.alpha, self.depth, self.radii = (image.squeeze(0) for image in images)
         for image in (self.rgb, self.alpha, self.depth):
             image.requires_grad_(True)
@@ -119,36 +127,73 @@ class TrainingView:
                 "TrainingView.update: neither rgb, alpha nor depth has a gradient. Call backward() of a loss on them first."
             )
         gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
-        num = len(self.radii)
         if statistics is not None:
             for name, tensor in zip(("grad_sum", "num_views"), statistics, strict=True):
-                check_tensor(name, tensor, (num,))
-        d_viewmat = torch.empty(4, 4) if self._viewmat.requires_grad else None
-        d_intrinsics = torch.empty(4) if self._K.requires_grad else None
-        with optimizer.lent(list(self._parameters.values())) as tensors:
-            update = _native.UpdateArgs(
-                tensors=ctypes.addressof(tensors),
-                radii=self.radii.data_ptr(),
-                opacity_penalty=opacity_penalty,
-                scale_x=0.5 * self._options.width,
-                scale_y=0.5 * self._options.height,
-                viewmat=_native.pointer(d_viewmat),
-                intrinsics=_native.pointer(d_intrinsics),
-            )
-            if statistics is not None:
-                update.grad_sum, update.num_views = (tensor.data_ptr() for tensor in statistics)
-            self._frame.call(
-                self._frame.lib.s2d_backward_update,
-                scene_args(self._scene, self._options),
-                _native.CotangentArgs(*map(_native.pointer, gradients)),
-                update,
-            )
+                check_tensor(name, tensor, (len(self.radii),), self.radii.device)
+        step = self._update_on_gpu if cuda.on_gpu(self.radii) else self._update_on_cpu
+        with optimizer.lent(list(self._parameters.values())) as rules, torch.no_grad():
+            d_viewmat, d_intrinsics = step(gradients, rules, opacity_penalty, statistics)
         self._frame = None
         camera = []
-        if d_viewmat is not None:
-            camera.append((self._viewmat, d_viewmat))
-        if d_intrinsics is not None:
-            camera.append((self._K, intrinsics_matrix(d_intrinsics)))
+        if self._viewmat.requires_grad:
+            camera.append((self._viewmat, d_viewmat.to(self._viewmat.device)))
+        if self._K.requires_grad:
+            camera.append((self._K, intrinsics_matrix(d_intrinsics).to(self._K.device)))
         if camera:
             # In one go: both may come from one graph.
             torch.autograd.backward(*map(list, zip(*camera, strict=True)))
+
+    def _update_on_cpu(
+        self,
+        gradients: list[Tensor | None],
+        rules: list[AdamRule],
+        opacity_penalty: float,
+        statistics: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """-> gradients of the viewmat [4, 4] and the intrinsics [4], where they are wanted"""
+        d_viewmat = torch.empty(4, 4) if self._viewmat.requires_grad else None
+        d_intrinsics = torch.empty(4) if self._K.requires_grad else None
+        tensors = adam_tensors(rules)
+        update = _native.UpdateArgs(
+            tensors=ctypes.addressof(tensors),
+            radii=self.radii.data_ptr(),
+            opacity_penalty=opacity_penalty,
+            scale_x=0.5 * self._options.width,
+            scale_y=0.5 * self._options.height,
+            viewmat=_native.pointer(d_viewmat),
+            intrinsics=_native.pointer(d_intrinsics),
+        )
+        if statistics is not None:
+            update.grad_sum, update.num_views = (tensor.data_ptr() for tensor in statistics)
+        self._frame.call(
+            self._frame.lib.s2d_backward_update,
+            scene_args(self._scene, self._options),
+            _native.CotangentArgs(*map(_native.pointer, gradients)),
+            update,
+        )
+        return d_viewmat, d_intrinsics
+
+    def _update_on_gpu(
+        self,
+        gradients: list[Tensor | None],
+        rules: list[AdamRule],
+        opacity_penalty: float,
+        statistics: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """As `_update_on_cpu`."""
+        from diff_gaussian_rasterization import _cuda
+
+        images = (self.rgb, self.alpha, self.depth)
+        sums = _cuda.splat_gradients(self._frame, images, gradients, self._options)
+        cameras = _cuda.update(
+            self._scene,
+            rules,
+            self._frame,
+            sums,
+            gradients[2] is not None,
+            self._options,
+            opacity_penalty,
+            statistics,
+            self._viewmat.requires_grad or self._K.requires_grad,
+        )
+        return (None, None) if cameras is None else (cameras[0][0], cameras[1][0])

@@ -5,6 +5,13 @@ Nothing here is loaded before the first kernel is: importing works without a GPU
 torch, which brings NVRTC, and the driver: ctypes calls both, so there is no package whose version would have to fit theirs.
 """
 
-from native_build.cuda.module import Kernels, belongs_to_stream, blocks, current_stream
+from native_build.cuda.module import (
+    Kernels,
+    belongs_to_stream,
+    blocks,
+    current_stream,
+    on_gpu,
+    to_gpu,
+)
 
-__all__ = ["Kernels", "belongs_to_stream", "blocks", "current_stream"]
+__all__ = ["Kernels", "belongs_to_stream", "blocks", "current_stream", "on_gpu", "to_gpu"]

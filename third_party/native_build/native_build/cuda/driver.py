@@ -12,6 +12,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+
 _P = ctypes.c_void_p
 _NAMES = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcuda.so")
 # CUdevice_attribute, CUfunction_attribute and CUresult in cuda.h; the numbers are part of the binary interface.
@@ -42,6 +45,12 @@ class Driver(Protocol):
 
     def capability(self, device: int) -> int:
         """The compute capability of a GPU, as in sm_90: 90."""
+
+    def current_stream(self, device: int) -> int:
+        """The handle of torch's current stream on a GPU."""
+
+    def record(self, tensor: Tensor) -> None:
+        """Tell torch's allocator that its current stream uses a tensor."""
 
     def load(self, device: int, code: bytes, name: str) -> Any:
         """Load machine code or PTX; the name is for messages."""
@@ -82,6 +91,12 @@ class CudaDriver:
             self._attribute(which, device) for which in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR)
         )
         return 10 * major + minor
+
+    def current_stream(self, device: int) -> int:
+        return torch.cuda.current_stream(device).cuda_stream
+
+    def record(self, tensor: Tensor) -> None:
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
     def load(self, device: int, code: bytes, name: str) -> int:
         module = _P()
@@ -159,9 +174,7 @@ class CudaDriver:
         if not result:
             return
         if result == _OUT_OF_MEMORY:
-            from torch import OutOfMemoryError
-
-            raise OutOfMemoryError(f"CUDA: out of memory ({doing}).")
+            raise torch.OutOfMemoryError(f"CUDA: out of memory ({doing}).")
         text = ctypes.c_char_p()
         self._lib.cuGetErrorString(result, ctypes.byref(text))
         said = (text.value or b"no description").decode()

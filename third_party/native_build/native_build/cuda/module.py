@@ -28,7 +28,8 @@ Size = int | tuple[int, ...]
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK, MAX_THREADS = (1024, 1024, 64), 1024
 
-_settings: dict[str, Any] = {"driver": None}
+# Tests put a stand-in for a driver here, which takes tensors on the CPU.
+_settings: dict[str, Any] = {"driver": None, "device_type": "cuda"}
 _lock = threading.RLock()
 
 
@@ -46,9 +47,17 @@ def driver() -> Driver:
         return _settings["driver"]
 
 
-def current_stream(device: torch.device) -> int:
-    """The handle of torch's current stream."""
-    return torch.cuda.current_stream(device).cuda_stream
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether the CUDA kernels are the ones for this tensor."""
+    return tensor.device.type == _settings["device_type"]
+
+
+def to_gpu(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a small tensor to a GPU without waiting for it; the same tensor where it is there already."""
+    if tensor.device == device:
+        return tensor
+    source = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
+    return source.to(device, non_blocking=True)
 
 
 def blocks(count: int, per_block: int) -> int:
@@ -56,14 +65,25 @@ def blocks(count: int, per_block: int) -> int:
     return -(-count // per_block)
 
 
-def belongs_to_stream(tensors: Sequence[Tensor], made_on: int) -> None:
+def belongs_to_stream(tensors: Sequence[Tensor | None], made_on: int) -> None:
     """Tell torch's allocator that the current stream uses tensors that were made on another.
 
-    That keeps their memory from being used again too early. It does not wait: that is up to whoever changed the stream, as for any torch operation.
+    That keeps their memory from being used again too early. It does not wait: that is up to whoever changed the stream, as for any
+    torch operation.
+
+    Args:
+        tensors: On one GPU; None is left out.
+        made_on: `current_stream` when they were made.
     """
-    for tensor in tensors:
-        if current_stream(tensor.device) != made_on:
-            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    present = [tensor for tensor in tensors if tensor is not None]
+    if present and current_stream(present[0].device) != made_on:
+        for tensor in present:
+            driver().record(tensor)
+
+
+def current_stream(device: torch.device) -> int:
+    """The handle of torch's current stream."""
+    return driver().current_stream(device.index or 0)
 
 
 class Kernels:
@@ -168,7 +188,7 @@ def _size(what: str, size: Size, most: tuple[int, int, int]) -> tuple[int, int, 
 
 def _device_of(kernel: str, arguments: Sequence[Any]) -> torch.device:
     devices = {argument.device for argument in arguments if isinstance(argument, Tensor)}
-    if len(devices) != 1 or next(iter(devices)).type != "cuda":
+    if len(devices) != 1 or next(iter(devices)).type != _settings["device_type"]:
         found = ", ".join(sorted(map(str, devices))) or "no tensor"
         raise ValueError(
             f"{kernel}: expected tensors on one GPU, got {found}. Move them there first."
