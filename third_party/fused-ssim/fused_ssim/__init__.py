@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rendered image is trained on, with its gradient, on the CPU: structural similarity, alone or mixed with L1.
+"""What a rendered image is trained on, with its gradient, on the CPU or a GPU: structural similarity, alone or mixed with L1.
 
 Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004: Gaussian window 11 x 11 with
 sigma 1.5, C1 = 0.01², C2 = 0.03², images in [0, 1]. One kernel computes value and gradient together; it is compiled on
@@ -7,6 +7,7 @@ first use.
 """
 
 import torch
+from native_build import cuda
 from torch import Tensor
 
 from fused_ssim import _native
@@ -36,7 +37,7 @@ def photometric_loss(
         Float32 scalar; not finite where a pixel is not finite.
 
     Raises:
-        ValueError: Shapes that do not fit, empty images, or tensors that are not on the CPU.
+        ValueError: Shapes that do not fit, empty images, or tensors that are not all on the CPU or on one GPU.
     """
     if rendered.ndim != 3 or rendered.shape != target.shape or rendered.numel() == 0:
         raise ValueError(
@@ -49,10 +50,15 @@ def photometric_loss(
                 f"photometric_loss: gradient_weight must be {[*rendered.shape[:2], 1]} (from rendered),"
                 f" got {list(gradient_weight.shape)}."
             )
-        _check_device("photometric_loss", gradient_weight)
+        _check_device("photometric_loss", rendered, gradient_weight)
         gradient_weight = gradient_weight.detach().float().contiguous()
     _check_device("photometric_loss", rendered, target)
-    return _Loss.apply(
+    function = _Loss
+    if cuda.on_gpu(rendered):
+        from fused_ssim import _cuda
+
+        function = _cuda.Loss
+    return function.apply(
         rendered.float(), target.detach().float(), float(ssim_weight), gradient_weight
     )
 
@@ -77,9 +83,15 @@ def fused_ssim(
         Mean over all pixels, channels and images, float32 scalar; 1 where the images are equal.
 
     Raises:
-        ValueError: Shapes that differ or are too small, an unknown padding, or tensors that are not on the CPU.
+        ValueError: Shapes that differ or are too small, an unknown padding, or tensors that are not all on the CPU or on one GPU.
     """
     margin = _check("fused_ssim", img1, img2, padding)
+    if cuda.on_gpu(img1):
+        from fused_ssim import _cuda
+
+        return _cuda.Mean.apply(
+            _planes(img1.float()), _planes(img2.detach().float()), margin, train
+        )
     return _Mean.apply(img1.float(), img2.detach().float(), margin, train)
 
 
@@ -102,7 +114,13 @@ def ssim_map(
         ValueError: As `fused_ssim`.
     """
     margin = _check("ssim_map", img1, img2, padding)
-    values = _Map.apply(img1.float(), img2.detach().float(), margin)
+    if cuda.on_gpu(img1):
+        from fused_ssim import _cuda
+
+        planes = _planes(img1.float()), _planes(img2.detach().float())
+        values = _cuda.Map.apply(*planes, margin).view(img1.shape)
+    else:
+        values = _Map.apply(img1.float(), img2.detach().float(), margin)
     height, width = values.shape[-2:]
     return values[..., margin : height - margin, margin : width - margin]
 
@@ -126,9 +144,11 @@ def _check(caller: str, img1: Tensor, img2: Tensor, padding: str) -> int:
 
 
 def _check_device(caller: str, *images: Tensor) -> None:
-    if any(image.device.type != "cpu" for image in images):
+    first = images[0]
+    usable = first.device.type == "cpu" or cuda.on_gpu(first)
+    if not usable or any(image.device != first.device for image in images):
         devices = " and ".join(str(image.device) for image in images)
-        raise ValueError(f"{caller}: images must be on the CPU, got {devices}.")
+        raise ValueError(f"{caller}: images must be on the CPU or on one GPU, got {devices}.")
 
 
 def _planes(images: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The import that 3DGS code makes: `from simple_knn._C import distCUDA2`. The name is historical; it runs on the CPU."""
+"""The import that 3DGS code makes: `from simple_knn._C import distCUDA2`. It runs where the points are, on the CPU too."""
 
 import torch
 from torch import Tensor
@@ -27,6 +27,6 @@ def distCUDA2(
     """
     _, distances2 = knn(points, _NUM_NEIGHBOURS)
     if distances2.shape[1] == 0:
-        return torch.zeros(len(points))
+        return torch.zeros(len(points), device=points.device)
     # In float64, where the sum of three finite float32 numbers cannot overflow.
     return distances2.mean(dim=1, dtype=torch.float64).to(torch.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact nearest neighbours inside one cloud of 3D points, on the CPU.
+"""Exact nearest neighbours inside one cloud of 3D points, on the CPU or a GPU.
 
 `simple_knn._C.distCUDA2` is the call that the 3DGS ecosystem imports; `knn` returns the neighbours themselves.
 The kernel is compiled on first use.
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import native_build
 import torch
+from native_build import cuda
 from torch import Tensor
 
 __all__ = ["knn"]
@@ -46,12 +47,15 @@ def knn(
     Raises:
         ValueError: Wrong shape or device, non-finite points, or k < 1.
 
-    Not differentiable. O(N log N): a k-d tree.
+    Not differentiable. O(N log N): a k-d tree, on a GPU one of boxes along a Morton curve.
     """
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"knn: points must be [N, 3], got {list(points.shape)}.")
-    if points.device.type != "cpu":
-        raise ValueError(f"knn: points must be on the CPU, got {points.device}. Pass points.cpu().")
+    on_gpu = cuda.on_gpu(points)
+    if points.device.type != "cpu" and not on_gpu:
+        raise ValueError(
+            f"knn: points must be on the CPU or an NVIDIA GPU, got {points.device}. Pass points.cpu()."
+        )
     if k < 1:
         raise ValueError(f"knn: k must be at least 1, got {k}.")
     points = points.detach().to(torch.float32).contiguous()
@@ -62,9 +66,13 @@ def knn(
             " Remove them first: points[torch.isfinite(points).all(dim=1)]."
         )
     k = max(0, min(k, len(points) - 1))
-    ids = torch.zeros(len(points), k, dtype=torch.int32)
-    distances2 = torch.zeros(len(points), k)
-    if ids.numel() > 0:
+    ids = torch.zeros(len(points), k, dtype=torch.int32, device=points.device)
+    distances2 = torch.zeros(len(points), k, device=points.device)
+    if ids.numel() > 0 and on_gpu:
+        from simple_knn import _cuda
+
+        _cuda.search(points, ids, distances2)
+    elif ids.numel() > 0:
         failed = _library().s2d_knn(
             points.data_ptr(),
             len(points),
