@@ -136,6 +136,12 @@ class Levels:
         return decode_opacities(data, self.encoding, str(self.dir / str(name)), partial)
 
 
+def layers_folder(source: Path) -> Path:
+    """Where the layers are: `source` itself, or below it where it is the OUT of a run."""
+    source = Path(source)
+    return source if (source / MANIFEST).is_file() else source / "stage3" / "layers"
+
+
 def load_levels(folder: Path) -> Levels:
     """Read and check `levels.json`; the files beside it are checked when they are read (`check_levels`: all of them).
 

@@ -1,0 +1,65 @@
+"""How well a level shows photos, at its own resolution and at full size."""
+
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from s2d.cameras import Cameras
+from s2d.gaussians import Gaussians
+from s2d.images import image_writer
+from s2d.layers.pyramid import View, reduced
+from s2d.metrics import LPIPS_MIN_SIDE, Lpips, psnr, ssim
+from s2d.model_folder import render_name
+from s2d.rasterize import rasterize
+from s2d.scene import Scene
+
+Scores = dict[str, float | None]
+
+
+@torch.no_grad()
+def score_views(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    photos: Scene,
+    rescale: float,
+    lpips: Lpips | None = None,
+    folder: Path | None = None,
+) -> Scores:
+    """Render views at a share of their resolution and compare them with the area-filtered photos, both rounded to 8 bits.
+
+    Args:
+        gaussians: Of a level.
+        cameras: The views, where the model has them; names of `photos`.
+        photos: Full resolution.
+        rescale: Share of the full resolution, at most 1.
+        lpips: Also measure LPIPS with this network; None where a picture is too small for it.
+        folder: Also write the renders here.
+
+    Returns:
+        Means over the views of `psnr` in dB and `ssim`; `lpips` where asked for.
+    """
+    rows = []
+    with image_writer() as write:
+        for camera in cameras:
+            name = camera.names[0]
+            view = reduced(View(camera, photos.image(name), None), 1 / rescale)
+            rgb = rasterize(gaussians, view.camera).rgb[0].clamp(0, 1)
+            image, target = (_eight_bits(picture) for picture in (rgb, view.target))
+            row: Scores = {"psnr": psnr(image, target), "ssim": ssim(image, target)}
+            if lpips is not None:
+                large = min(image.shape[:2]) >= LPIPS_MIN_SIDE
+                row["lpips"] = lpips(image, target) if large else None
+            rows.append(row)
+            if folder is not None:
+                write(folder / render_name(name), image)
+    return {key: _mean([row[key] for row in rows]) for key in rows[0]}
+
+
+def _eight_bits(image: torch.Tensor) -> torch.Tensor:
+    return (image * 255).round() / 255
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
