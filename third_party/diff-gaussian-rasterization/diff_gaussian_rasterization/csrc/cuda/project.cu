@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(128) project_forward(
     int* __restrict__ depth_keys, int* __restrict__ tile_counts, int* __restrict__ radii) {
   using namespace s2d;
   __shared__ Camera camera;
-  __shared__ float staged[PROJECT_WARPS][WARP * MAX_ROW];
+  __shared__ __align__(16) float staged[PROJECT_WARPS][WARP * MAX_ROW];
   const int view = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int64 index = static_cast<int64>(blockIdx.x) * PROJECT_THREADS + threadIdx.x, row = view * n + index;
   const Scene scene = {num_coeffs, degree, activated != 0, scale_modifier, means, log_scales, quats, opacity_logits, sh0, shN,
@@ -120,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(128) project_forward(
     if (seen) seen = load_row<3>(colors, index, color);
   } else if (wanted) {
     const RowLayout layout(num_coeffs > 1 ? scene.row_width() : 1);
-    if (num_coeffs > 1) stage_rows(shN + scene.row_width() * (index - lane), layout, wanted, staged[warp]);
+    if (num_coeffs > 1) warp_rows(index - lane, n, staged[warp]).stage(shN, layout, wanted);
     if (seen) {
       float dir[3], inv_distance, basis[SH_MAX_COEFFS];
       view_direction(camera, gaussian.mean, dir, inv_distance);

@@ -62,7 +62,7 @@ __device__ __forceinline__ void load_gaussian(const Scene& scene, int64 index, G
   activate_opacity(stored, scene.activated, out.log2_opacity, out.d_log2_opacity);
 }
 
-// Which row and where in shared memory float i of a warp's rows belongs; i below 32 * MAX_ROW.
+// Which row and where in shared memory float i of a warp's rows belongs; i below 32 * MAX_ROW + 4.
 struct RowLayout {
   int width, padding, inverse;
 
@@ -72,12 +72,73 @@ struct RowLayout {
   __device__ __forceinline__ int begin(int row) const { return row * (width + padding); }
 };
 
-// Bring the rows of the lanes in `wanted` to shared memory; `rows` points to the row of lane 0.
-__device__ __forceinline__ void stage_rows(const float* __restrict__ rows, RowLayout layout, unsigned wanted, float* shared) {
-  for (int i = threadIdx.x % WARP; i < WARP * layout.width; i += WARP) {
-    if (wanted >> layout.row(i) & 1) shared[layout.slot(i)] = rows[i];
+// The rows of a warp's Gaussians in a tensor, on the way between global and shared memory: 16 bytes per lane and step, so that enough is
+// on its way at any time. Rows begin at multiples of 16 bytes because a warp's first Gaussian is a multiple of 32.
+struct WarpRows {
+  int64 first;    // Gaussian of lane 0
+  int count;      // of the rows that there are
+  float* shared;  // room for 32 rows, on 16 bytes
+
+  // vector(i) for every four floats from i = 0, 4, ..., scalar(i) for what is left.
+  template <class Vector, class Scalar>
+  __device__ __forceinline__ void for_each(int width, const Vector& vector, const Scalar& scalar) const {
+    const int total = count * width;
+    for (int i = 4 * (threadIdx.x % WARP); i < total; i += 4 * WARP) {
+      if (i + 4 <= total) {
+        vector(i);
+      } else {
+        for (int k = i; k < total; ++k) scalar(k);
+      }
+    }
   }
-  __syncwarp();
+
+  // Bring the rows of the lanes in `wanted`, and maybe some of their neighbours', to shared memory.
+  __device__ __forceinline__ void stage(const float* __restrict__ tensor, RowLayout layout, unsigned wanted) const {
+    const float* from = tensor + layout.width * first;
+    for_each(
+        layout.width,
+        [&](int i) {
+          if (((wanted >> layout.row(i)) | (wanted >> layout.row(i + 3))) & 1) put_four(layout, i, *reinterpret_cast<const float4*>(from + i));
+        },
+        [&](int i) { shared[layout.slot(i)] = from[i]; });
+    __syncwarp();
+  }
+
+  // The lanes' own values, a row each, to shared memory.
+  template <int WIDTH>
+  __device__ __forceinline__ void put(const float* values) const {
+    __syncwarp();  // what was there is no longer needed
+    const RowLayout layout(WIDTH);
+#pragma unroll
+    for (int k = 0; k < WIDTH; ++k) shared[layout.begin(threadIdx.x % WARP) + k] = values[k];
+    __syncwarp();
+  }
+
+  // From shared memory to the tensor.
+  __device__ __forceinline__ void write(float* __restrict__ tensor, RowLayout layout) const {
+    float* to = tensor + layout.width * first;
+    for_each(
+        layout.width, [&](int i) { *reinterpret_cast<float4*>(to + i) = four(layout, i); },
+        [&](int i) { to[i] = shared[layout.slot(i)]; });
+  }
+
+  __device__ __forceinline__ float4 four(RowLayout layout, int i) const {
+    if (layout.padding == 0) return *reinterpret_cast<const float4*>(shared + i);
+    return make_float4(shared[layout.slot(i)], shared[layout.slot(i + 1)], shared[layout.slot(i + 2)], shared[layout.slot(i + 3)]);
+  }
+  __device__ __forceinline__ void put_four(RowLayout layout, int i, float4 values) const {
+    if (layout.padding == 0) {
+      *reinterpret_cast<float4*>(shared + i) = values;
+    } else {
+      shared[layout.slot(i)] = values.x, shared[layout.slot(i + 1)] = values.y;
+      shared[layout.slot(i + 2)] = values.z, shared[layout.slot(i + 3)] = values.w;
+    }
+  }
+};
+
+__device__ __forceinline__ WarpRows warp_rows(int64 first, int64 n, float* shared) {
+  const int64 left = n - first;
+  return {first, static_cast<int>(left < 0 ? 0 : left < WARP ? left : WARP), shared};
 }
 
 // SH(direction) + 1/2. `coeffs` is the lane's row of shN. Returns whether all coefficients are finite, those beyond the degree in use
