@@ -9,6 +9,7 @@ Example
     python tools/benchmark.py scaling                               # threads, pixels, Gaussians, memory
     python tools/benchmark.py step                                  # one synthetic step, and the plain PyTorch twin beside it
     python tools/benchmark.py step --scene $S2D_DATA/scenes/fern
+    python tools/benchmark.py quality --scale 0.25 --max-side 320 --last-stage 1    # what each strategy is worth, in reduced runs
     python tools/benchmark.py protocol --protocol llff --data-dir data/nerf_llff_data     # a paper's table, with ours below
 """
 
@@ -23,7 +24,7 @@ sys.path.insert(
 
 import tyro
 
-from benchmarks import kernels, machine, protocols, scaling, step
+from benchmarks import kernels, machine, protocols, quality, scaling, step
 from s2d.config import describe_error
 from s2d.log import logger, setup_logging
 
@@ -31,6 +32,7 @@ from s2d.log import logger, setup_logging
 MEASUREMENTS = {
     "machine": (machine.Machine, machine.main),
     "kernels": (kernels.Kernels, kernels.main),
+    "quality": (quality.Quality, quality.main),
     "scaling": (scaling.Scaling, scaling.main),
     "step": (step.Step, step.main),
     "protocol": (protocols.Protocols, protocols.main),

@@ -1,0 +1,393 @@
+"""What is each part worth: stages 1 and 3 with named variants of their settings, over scenes, numbers of kept views and seeds.
+
+Every variant runs on the same stage 0 and with the same seeds, and is compared with the variant `default` of the same scene, so that what is easy
+or hard about a scene cancels out. What is finished is not run again; the tables hold every run that is there.
+
+Reads   $S2D_DATA/scenes/<scene> (or --data-dir), configs/quality/<variants>.yaml
+Writes  OUT_DIR/<scene>_<kept>_s<seed>/base, …/<variant>: model folders, and scores.json in each; prints two tables (--table FILE: Markdown)
+
+Example
+    python tools/benchmark.py quality                                             # days on 2 cores: all scenes, 3 6 9 kept, 2 seeds
+    python tools/benchmark.py quality --scale 0.25 --max-side 320 --last-stage 1 --scenes fern fox --keep 3 --only dropout depth
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import torch
+import yaml
+
+import stage0_point_guidance as stage0
+import stage1_3dgs_init as stage1
+import stage2_artifact_fix as stage2
+import stage3_3dgs_mixed_opt as stage3
+from benchmarks.results import markdown
+from s2d.checks import check_range
+from s2d.config import CONFIG_DIR, parse_config
+from s2d.files import atomic_write_json, atomic_write_text
+from s2d.gaussians import Gaussians
+from s2d.log import logger
+from s2d.metrics import Lpips, load_lpips, psnr, ssim
+from s2d.model_folder import point_cloud_name
+from s2d.rasterize import cpus_for_kernels, rasterize
+from s2d.scene import load_scene
+from s2d.split import Split
+from s2d.stage_io import require_stage
+
+DEFAULT = "default"
+METRICS = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS", 3)}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Run variants of the stages' settings over scenes, view counts and seeds, and compare each with the defaults."""
+
+    variants: str = "strategies"
+    """A name in configs/quality/, or a file of your own: variant → flags of stages 1 and 3."""
+    only: tuple[str, ...] = ()
+    """Only these variants (and the default). Without: all of the file."""
+    scenes: tuple[str, ...] = ("all",)
+    """Names of scene folders; "all" is every folder."""
+    keep: tuple[int, ...] = (3, 6, 9)
+    """Numbers of kept views."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds of all stages."""
+    last_stage: Literal[1, 3] = 3
+    """1: score stage 1. 3: go on through stage 2 (the analytic mix, without trials) and score stage 3."""
+    scale: float = 1.0
+    """Share of the default numbers of steps and of Gaussians: smaller is faster, and says less about the defaults."""
+    max_side: int = 640
+    """As in stage 0."""
+    lpips: Literal["vgg", "alex", "none"] = "vgg"
+    """Network of the perceptual score."""
+    data_dir: Path | None = None
+    """Folder with the scenes; $S2D_DATA/scenes if not given."""
+    out_dir: Path = Path("out/quality")
+    """Folder for the runs."""
+    table: Path | None = None
+    """Also write the tables here, as Markdown."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What variants are compared on."""
+
+    scene: str
+    keep: int
+
+    def folder(self, out_dir: Path, seed: int) -> Path:
+        return out_dir / f"{self.scene}_{self.keep}_s{seed}"
+
+    def __str__(self) -> str:
+        return f"{self.scene} {self.keep}"
+
+
+# Of every setting: variant → scores of each seed, in the order of the seeds that are there.
+Scores = dict[Setting, dict[str, dict[int, dict[str, Any]]]]
+
+
+def main(cfg: Quality) -> str:
+    """Run what is missing, print the tables; returns them."""
+    check_range("scale", cfg.scale, above=0, high=1)
+    variants = read_variants(cfg)
+    data_dir = cfg.data_dir or scenes_of_environment()
+    names = cfg.scenes
+    if "all" in names:
+        names = tuple(sorted(path.name for path in data_dir.iterdir() if path.is_dir()))
+    settings = [Setting(name, keep) for keep in cfg.keep for name in names]
+    network = None if cfg.lpips == "none" else load_lpips(cfg.lpips)
+    scores: Scores = {}
+    for seed in cfg.seeds:
+        for setting in settings:
+            source = data_dir / setting.scene
+            if not source.is_dir():
+                raise FileNotFoundError(f"No scene {source}. Check --scenes and --data-dir.")
+            for variant, flags in variants.items():
+                found = run_variant(cfg, source, setting, seed, variant, flags, network)
+                scores.setdefault(setting, {}).setdefault(variant, {})[seed] = found
+            if cfg.table is not None:
+                atomic_write_text(cfg.table, tables(scores))
+    text = tables(scores)
+    print(text)
+    return text
+
+
+def scenes_of_environment() -> Path:
+    if "S2D_DATA" not in os.environ:
+        raise ValueError(
+            "No scenes: S2D_DATA is not set. Set it to the folder that holds scenes/, or pass --data-dir."
+        )
+    return Path(os.environ["S2D_DATA"]) / "scenes"
+
+
+# -------------------------------------------------------------------------------------------------------------- variants
+
+
+def read_variants(cfg: Quality) -> dict[str, dict[str, Any]]:
+    """Read the variants that are asked for, the default first.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a mapping of mappings, an unknown variant, or a flag that neither stage has.
+    """
+    path = Path(cfg.variants)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CONFIG_DIR / "quality" / f"{cfg.variants}.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"--variants: no file {path}. Give one of configs/quality/.")
+    content = yaml.safe_load(path.read_text("utf-8"))
+    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+        raise ValueError(f"{path}: expected lines `variant: {{flag: value}}`.")
+    known = flags_of(stage1.Config) | flags_of(stage3.Config)
+    for variant, flags in content.items():
+        unknown = [key for key in flags if key not in known]
+        if unknown:
+            raise ValueError(
+                f"{path}: {variant}: neither stage 1 nor stage 3 has a flag {unknown[0]}. See docs/strategies.md."
+            )
+    missing = [name for name in cfg.only if name not in content]
+    if missing:
+        raise ValueError(f"{path} has no variant {missing[0]}. Expected: {', '.join(content)}.")
+    chosen = cfg.only or tuple(content)
+    return {DEFAULT: {}} | {name: content[name] for name in content if name in chosen}
+
+
+def flags_of(config: type) -> set[str]:
+    """Names of all flags of a script, those of its groups included."""
+    names: set[str] = set()
+    for name, hint in get_type_hints(config).items():
+        names |= (
+            {field.name for field in dataclasses.fields(hint)}
+            if dataclasses.is_dataclass(hint)
+            else {name}
+        )
+    return names
+
+
+def scaled_flags(config: type, scale: float) -> dict[str, Any]:
+    """The stage's schedule and budgets, scaled; nothing at scale 1."""
+    if scale == 1:
+        return {}
+    default = {
+        field.name: field.default
+        for field in dataclasses.fields(config)
+        if field.name != "strategy"
+    }
+    names = (
+        "sample_iteration",
+        "iterations",
+        "sh_degree_every",
+        "max_init_points",
+        "max_gaussians",
+    )
+    flags = {name: round(scale * default[name]) for name in names if name in default}
+    # Rounds closer than 25 steps apart would see too few views.
+    return flags | {
+        "densify_from": round(scale * 500),
+        "densify_every": max(25, round(scale * 100)),
+    }
+
+
+def arguments(flags: Mapping[str, Any]) -> list[str]:
+    """Write flags as a command line has them."""
+    argv = []
+    for key, value in flags.items():
+        name = key.replace("_", "-")
+        argv += (
+            [f"--{name}" if value else f"--no-{name}"]
+            if isinstance(value, bool)
+            else [f"--{name}", str(value)]
+        )
+    return argv
+
+
+# ------------------------------------------------------------------------------------------------------------------ runs
+
+
+def run_variant(
+    cfg: Quality,
+    source: Path,
+    setting: Setting,
+    seed: int,
+    variant: str,
+    flags: Mapping[str, Any],
+    network: Lpips | None,
+) -> dict[str, Any]:
+    """Run one variant, unless it is finished with these very settings; returns its scores, means over the test views."""
+    base, out = (setting.folder(cfg.out_dir, seed) / name for name in ("base", variant))
+    key = {
+        "flags": dict(flags),
+        "scale": cfg.scale,
+        "max_side": cfg.max_side,
+        "last_stage": cfg.last_stage,
+        "lpips": cfg.lpips,
+    }
+    path = out / "scores.json"
+    if path.is_file():
+        known = json.loads(path.read_text("utf-8"))
+        if known["key"] == key:
+            return known
+    logger.info("== %s, seed %d: %s", setting, seed, variant)
+    run_script(
+        stage0,
+        {
+            "source": source,
+            "model_dir": base,
+            "eval": True,
+            "keep_count": setting.keep,
+            "max_side": cfg.max_side,
+            "seed": seed,
+        },
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "stage0").exists():
+        (out / "stage0").symlink_to(Path("..") / "base" / "stage0")
+    started = time.monotonic()
+    common = {"source": source, "model_dir": out, "seed": seed, "overwrite": True}
+    last = train(stage1, cfg, common, flags)
+    if cfg.last_stage == 3:
+        fixer = {"fixer": "analytic", "trial_views": 0}
+        run_script(stage2, {"model_dir": out, "overwrite": True, **fixer})
+        last = train(stage3, cfg, common, flags)
+    found = {
+        "key": key,
+        "num_gaussians": last.info["num_gaussians"],
+        "seconds": time.monotonic() - started,
+        **score(out, source, last.info["iteration"], network),
+    }
+    atomic_write_json(path, found)
+    return found
+
+
+def train(script: Any, cfg: Quality, common: Mapping[str, Any], flags: Mapping[str, Any]) -> Any:
+    """Run stage 1 or 3 with those of the flags that it has; returns its manifest."""
+    known = flags_of(script.Config)
+    mine = {name: value for name, value in flags.items() if name in known}
+    folder = run_script(script, {**common, **scaled_flags(script.Config, cfg.scale), **mine})
+    return require_stage(folder.parent, folder.name)
+
+
+def run_script(script: Any, flags: Mapping[str, Any]) -> Path:
+    """Call a stage's main with what its command line would say."""
+    return script.main(parse_config(script.Config, script.__name__, arguments(flags)))
+
+
+@torch.no_grad()
+def score(out: Path, source: Path, step: int, network: Lpips | None) -> dict[str, float | None]:
+    """Score the splat at the test views, as files of 8 bits hold its renders; means over views."""
+    prepared = out / "stage0" / "scene"
+    scene = load_scene(prepared if prepared.is_dir() else source)
+    gaussians = Gaussians.load_ply(out / point_cloud_name(step))
+    rows: list[dict[str, float]] = []
+    for camera in scene.cameras.select(Split.load(out / "stage0" / "split.json").test):
+        with cpus_for_kernels():
+            rgb = rasterize(gaussians, camera).rgb[0].clamp(0, 1)
+        image, truth = (
+            (picture * 255).round() / 255 for picture in (rgb, scene.image(camera.names[0]))
+        )
+        row = {"psnr": psnr(image, truth), "ssim": ssim(image, truth)}
+        rows.append(row if network is None else row | {"lpips": network(image, truth)})
+    return {
+        name: statistics.fmean(row[name] for row in rows) if name in rows[0] else None
+        for name in METRICS
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- tables
+
+
+def tables(scores: Scores) -> str:
+    """Two tables in Markdown: each variant's means, and its difference to the default on every setting."""
+    return f"{mean_table(scores)}\n\n{paired_table(scores)}\n"
+
+
+def mean_table(scores: Scores) -> str:
+    """Per variant the mean over settings ± the mean deviation over seeds, for the settings on which every variant has run."""
+    variants = list(dict.fromkeys(name for runs in scores.values() for name in runs))
+    complete = [setting for setting, runs in scores.items() if set(variants) <= set(runs)]
+    rows = []
+    for variant in variants:
+        row = [variant]
+        for metric, (_, digits) in METRICS.items():
+            runs = [list(scores[setting][variant].values()) for setting in complete]
+            row.append(mean_cell([[run[metric] for run in seeds] for seeds in runs], digits))
+        counts = [
+            run["num_gaussians"]
+            for setting in complete
+            for run in scores[setting][variant].values()
+        ]
+        rows.append([*row, f"{statistics.fmean(counts):,.0f}" if counts else "–"])
+    head = ["variant", *(title for title, _ in METRICS.values()), "Gaussians"]
+    where = ", ".join(map(str, complete))
+    return f"Means over {len(complete)} settings ({where}).\n\n" + markdown(head, rows)
+
+
+def mean_cell(values: Sequence[Sequence[float | None]], digits: int) -> str:
+    """Mean over settings of the means over seeds; ± the mean over settings of the standard deviation over seeds, if there are several."""
+    known = [[value for value in seeds if value is not None] for seeds in values]
+    known = [seeds for seeds in known if seeds]
+    if not known:
+        return "–"
+    text = f"{statistics.fmean(map(statistics.fmean, known)):.{digits}f}"
+    deviations = [statistics.stdev(seeds) for seeds in known if len(seeds) > 1]
+    return f"{text} ± {statistics.fmean(deviations):.{digits}f}" if deviations else text
+
+
+def paired_table(scores: Scores) -> str:
+    """Difference to the default of the same setting and seed: PSNR in dB per setting; then the means, their standard error, and LPIPS."""
+    variants = [
+        name
+        for name in dict.fromkeys(name for runs in scores.values() for name in runs)
+        if name != DEFAULT
+    ]
+    rows = []
+    for variant in variants:
+        gains = {setting: paired(runs, variant, "psnr") for setting, runs in scores.items()}
+        known = [gain for gain in gains.values() if gain is not None]
+        lpips = [
+            gain for runs in scores.values() if (gain := paired(runs, variant, "lpips")) is not None
+        ]
+        rows.append(
+            [
+                variant,
+                *("–" if gain is None else f"{gain:+.2f}" for gain in gains.values()),
+                difference_cell(known, 2),
+                f"{sum(gain > 0 for gain in known)} of {len(known)}",
+                difference_cell(lpips, 4),
+            ]
+        )
+    head = ["variant", *map(str, scores), "mean dB", "better", "mean LPIPS"]
+    return (
+        "Difference to the default, PSNR in dB; ± is the standard error over settings.\n\n"
+        + markdown(head, rows)
+    )
+
+
+def paired(runs: Mapping[str, Mapping[int, Any]], variant: str, metric: str) -> float | None:
+    """Mean over the seeds that both have of variant minus default."""
+    both = [
+        seed for seed in runs.get(variant, {}) if seed in runs[DEFAULT]
+        and runs[variant][seed][metric] is not None
+    ]  # fmt: skip
+    if not both:
+        return None
+    return statistics.fmean(runs[variant][s][metric] - runs[DEFAULT][s][metric] for s in both)
+
+
+def difference_cell(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "–"
+    text = f"{statistics.fmean(values):+.{digits}f}"
+    if len(values) < 2:
+        return text
+    return f"{text} ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
