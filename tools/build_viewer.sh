@@ -19,6 +19,10 @@ command -v node >/dev/null && command -v npm >/dev/null ||
   fail "node and npm are needed (version 20 or newer). On Debian and Ubuntu: apt-get install nodejs npm"
 
 mkdir -p "$web"
+if command -v flock >/dev/null; then
+  exec 9>"$web/.lock"
+  flock 9 # another one may be running
+fi
 if ! cmp -s "$root/web/package-lock.json" "$web/installed.lock"; then
   echo "Installing the packages of web/package-lock.json into $web (about 250 MB) ..." >&2
   rm -f "$web/installed.lock"
