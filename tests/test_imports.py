@@ -17,7 +17,7 @@ LAYERS = [
     {"scene", "split", "sampling", "trajectories", "gaussians", "alignment", "capture", "poses"},
     {"rasterize", "densify", "optim", "refinement", "model_folder"},
     {"guidance", "fixer", "training", "pairs", "scored_cameras", "layers", "strategies"},
-    {"report"},
+    {"scoring", "report", "export", "viewer"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 
@@ -38,6 +38,10 @@ ONLY_IMPORTERS = {
     "yaml": {"config"},
     "tyro": {"config"},
     "plyfile": {"ply_io"},
+    "starlette": {"layers"},
+    "uvicorn": {"layers"},
+    "viser": {"viewer"},
+    "open3d": {"export"},  # not in the requirements: docs/export.md
     "zstandard": {"layers"},
 }
 NEVER = {
