@@ -1,0 +1,147 @@
+"""The viewer: Gaussians in the browser (viser), cameras with their photos, levels, and the fixer's pictures before and after."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2d.gaussians import Gaussians
+from s2d.geometry import invert_rigid, quat_to_rotation, rotation_to_quat, up_axis
+from s2d.images import read_image, resize_image
+from s2d.scene import Scene
+from s2d.sh import sh0_to_rgb
+from s2d.viewer.folder import NEWEST, ModelFolder
+
+if TYPE_CHECKING:
+    import viser
+
+logger = logging.getLogger("s2d.viewer")
+
+KEPT_COLOUR, NOVEL_COLOUR = (40, 120, 255), (160, 160, 160)
+THUMBNAIL_WIDTH, PICTURE_WIDTH = 160, 480  # photos in the scene, pictures in the panel
+MAX_GAUSSIANS = 400_000  # what a browser sorts smoothly; of more, those that cover most are sent
+NO_PICTURE = np.zeros((2, 2, 3), np.uint8)
+
+
+class Viewer:
+    """One model folder in one viser server. Call `refresh` now and then: it sends what has changed in the folder."""
+
+    def __init__(self, folder: ModelFolder, host: str, port: int, photos: Scene | None = None):
+        """Start the server; ValueError where viser is not installed."""
+        try:
+            import viser
+        except ImportError as error:
+            raise ValueError(
+                f"The viewer needs viser ({error}). Run: bash tools/setup_env.sh, or pip install viser."
+            ) from error
+        self.folder, self.photos = folder, photos
+        self.cameras = None
+        self._shown: tuple[str, Path, float] | None = None
+        self.server = viser.ViserServer(host=host, port=port, label="S2D", verbose=False)
+        gui = self.server.gui
+        self.status = gui.add_markdown("Waiting for the first checkpoint …")
+        self.what = gui.add_dropdown("Show", (NEWEST,))
+        self.frusta = gui.add_checkbox("Cameras", True)
+        self.frusta.on_update(lambda _: self._show_frusta())
+        self.view = gui.add_dropdown("View", ("none",))
+        with gui.add_folder("Fixer, before and after"):
+            self.left = gui.add_dropdown("Left", ("before: stage 1",))
+            self.right = gui.add_dropdown("Right", ("after: fixed",))
+            self.cut = gui.add_slider("Left | right", 0.0, 1.0, 0.01, 0.5)
+            self.picture = gui.add_image(NO_PICTURE, format="jpeg")
+        self.view.on_update(lambda event: self._go_to(event.client, self.view.value))
+        for control in (self.view, self.left, self.right, self.cut):
+            control.on_update(lambda _: self._show_pictures())
+        self.server.on_client_connect(lambda client: self._go_to(client, self.view.value))
+
+    def refresh(self) -> None:
+        """Show what has changed in the folder since the last call."""
+        if self.cameras is None and (found := self.folder.cameras()) is not None:
+            self.cameras, self.num_kept = found
+            self.server.scene.set_up_direction(up_axis(self.cameras.viewmats).tolist())
+            self.view.options = self.cameras.names
+            self._show_frusta()
+        try:
+            choices = self.folder.choices()
+            if choices and tuple(choices) != tuple(self.what.options):
+                self.what.options = tuple(choices)
+            path = choices.get(self.what.value)
+            if path is None or (self.what.value, path, path.stat().st_mtime) == self._shown:
+                return
+            self._shown = (self.what.value, path, path.stat().st_mtime)
+            gaussians, words = self.folder.load(self.what.value)
+        except (FileNotFoundError, ValueError) as error:
+            logger.debug("not readable just now: %s", error)  # a training is replacing it
+            return
+        self.status.content = f"**{self.what.value}**: {words}, {gaussians.num:,} Gaussians"
+        self._send(gaussians)
+
+    def _send(self, gaussians: Gaussians) -> None:
+        opacities = torch.sigmoid(gaussians.opacity_logits)
+        covers = opacities.log() + gaussians.log_scales.sum(1) / 1.5  # two of three axes are seen
+        chosen = covers.topk(min(gaussians.num, MAX_GAUSSIANS)).indices
+        half = (
+            quat_to_rotation(gaussians.quats[chosen])
+            * gaussians.log_scales[chosen].exp()[:, None, :]
+        )
+        self.server.scene.add_gaussian_splats(
+            "/gaussians",
+            centers=gaussians.means[chosen].numpy(),
+            covariances=(half @ half.mT).numpy(),
+            rgbs=sh0_to_rgb(gaussians.sh0[chosen, 0]).clamp(0, 1).numpy(),
+            opacities=opacities[chosen, None].numpy(),
+        )
+
+    def _show_frusta(self) -> None:
+        if self.cameras is None:
+            return
+        world_from_cam = invert_rigid(self.cameras.viewmats)
+        for row, camera in enumerate(self.cameras):
+            name, is_kept = camera.names[0], row < self.num_kept
+            has_photo = is_kept and self.photos is not None and name in self.photos.names
+            frustum = self.server.scene.add_camera_frustum(
+                f"/cameras/{row:04d}",
+                fov=2 * float(torch.atan(camera.height / 2 / camera.Ks[0, 1, 1])),
+                aspect=camera.width / camera.height,
+                scale=0.06 * (self.cameras.extent or 1.0),
+                color=KEPT_COLOUR if is_kept else NOVEL_COLOUR,
+                image=_pixels(self.photos.image(name), THUMBNAIL_WIDTH) if has_photo else None,
+                wxyz=rotation_to_quat(world_from_cam[row, :3, :3]).numpy(),
+                position=world_from_cam[row, :3, 3].numpy(),
+                visible=self.frusta.value,
+            )
+            frustum.on_click(lambda event, name=name: self._go_to(event.client, name))
+
+    def _go_to(self, client: "viser.ClientHandle | None", name: str) -> None:
+        """Look through a camera: viser's has OpenCV's axes too, camera to world."""
+        if client is None or self.cameras is None or name not in self.cameras.names:
+            return
+        camera = self.cameras.select([name])
+        world_from_cam = invert_rigid(camera.viewmats)[0]
+        with client.atomic():  # else the browser turns around the old point on its way
+            client.camera.wxyz = rotation_to_quat(world_from_cam[:3, :3]).numpy()
+            client.camera.position = world_from_cam[:3, 3].numpy()
+            client.camera.fov = 2 * float(torch.atan(camera.height / 2 / camera.Ks[0, 1, 1]))
+
+    def _show_pictures(self) -> None:
+        found = self.folder.pictures(self.view.value)
+        if not found:
+            self.picture.image = NO_PICTURE
+            return
+        for control in (self.left, self.right):
+            if tuple(control.options) != tuple(found):
+                before = control.value
+                control.options = tuple(found)
+                control.value = before if before in found else next(iter(found))
+        left, right = (_pixels(read_image(found[c.value]), PICTURE_WIDTH) for c in (self.left, self.right))  # fmt: skip
+        cut = round(self.cut.value * right.shape[1])
+        self.picture.image = np.concatenate([left[:, :cut], right[:, cut:]], 1)
+
+
+def _pixels(image: Tensor, width: int) -> np.ndarray:
+    """[height, width, 3] uint8"""
+    height = max(1, round(width * image.shape[0] / image.shape[1]))
+    return (resize_image(image, width, height) * 255).round().to(torch.uint8).numpy()
