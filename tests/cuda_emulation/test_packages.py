@@ -1,0 +1,226 @@
+"""The three packages as users call them, with tensors on an emulated GPU, against the kernels for CPUs.
+
+Kernel by kernel the other files here go deeper; this is about what lies between a call and the launches.
+"""
+
+import contextlib
+
+import oracles
+import pytest
+import test_training_view as training
+import torch
+from diff_gaussian_rasterization import (
+    GaussianRasterizationSettings,
+    GaussianRasterizer,
+    SparseGaussianAdam,
+    TrainingView,
+    rasterize_gaussians_raw,
+)
+from emulated_driver import emulated_gpu
+
+ON = {"cpu": contextlib.nullcontext, "gpu": emulated_gpu}
+RENDER = ["project_forward", "emit_instances_16", "tile_ranges_16", "rasterize_forward"]
+BACKWARD = ["rasterize_backward_depth", "project_backward", "finish_cameras"]
+
+
+def assert_close(value, truth, tolerance):
+    """Relative L2; the same zeros where the truth is all zero."""
+    assert value.shape == truth.shape and value.dtype == truth.dtype
+    assert torch.isfinite(value).all()
+    assert oracles.relative_l2(value, truth) <= tolerance
+
+
+SCENES = {
+    "two cameras": {"num_cameras": 2, "num_gaussians": 40},
+    "degree 0": {"degree": 0, "num_gaussians": 20, "width": 17, "height": 9},
+    "segments": {"num_gaussians": 700, "opacity_logit": (-4.0, 0.5), "width": 16, "height": 16},
+}
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_images_and_all_gradients_through_autograd(name):
+    scene = oracles.cast(oracles.make_scene(**SCENES[name]), torch.float32)
+    images, grads = {}, {}
+    for where, place in ON.items():
+        with place() as driver:
+            images[where] = rasterize_gaussians_raw(**scene)
+            if driver:
+                assert driver.order == RENDER
+            grads[where] = oracles.gradients(rasterize_gaussians_raw, scene)
+            if driver:
+                assert driver.order == [*RENDER, *RENDER, *BACKWARD]
+    for ours, truth in zip(images["gpu"][:3], images["cpu"][:3], strict=True):
+        assert_close(ours, truth, 1e-6)  # measured below it
+    assert (images["gpu"].radii - images["cpu"].radii).abs().max() <= 1
+    oracles.assert_gradients_close(grads["gpu"], grads["cpu"], 1e-5)  # measured 1.9e-6
+
+
+def test_without_gradients_nothing_is_kept_for_them():
+    scene = oracles.cast(oracles.make_scene(num_gaussians=20), torch.float32)
+    with emulated_gpu() as driver, torch.no_grad():
+        rasterize_gaussians_raw(**scene)
+        assert driver.launches[-1].arguments[-4:] == [None] * 4
+    with emulated_gpu() as driver:
+        scene["means"].requires_grad_()
+        rasterize_gaussians_raw(**scene)
+        assert None not in driver.launches[-1].arguments[-4:]
+
+
+def test_only_what_is_wanted_is_computed():
+    """A loss on the colours alone takes the kernel without depth, and no sums for the cameras."""
+    scene = oracles.cast(oracles.make_scene(num_gaussians=20), torch.float32)
+    with emulated_gpu() as driver:
+        scene["sh0"].requires_grad_()
+        rasterize_gaussians_raw(**scene).rgb.sum().backward()
+    assert driver.order == [*RENDER, "rasterize_backward", "project_backward"]
+    assert driver.launches[-1].arguments[-2:] == [None, None]  # d_means2d, camera_sums
+
+
+@pytest.mark.parametrize(("n", "c"), [(0, 1), (0, 0), (5, 0)])
+def test_nothing_to_draw_is_legal(n, c):
+    scene = oracles.cast(oracles.make_scene(num_gaussians=n, num_cameras=max(c, 1)), torch.float32)
+    for name in ("viewmats", "Ks", "means2d_probe"):
+        scene[name] = scene[name][:c]
+    with emulated_gpu():
+        out = rasterize_gaussians_raw(**scene)
+        grads = oracles.gradients(rasterize_gaussians_raw, scene)
+    assert torch.equal(out.rgb, scene["background"].expand(c, scene["height"], scene["width"], 3))
+    assert all(not grads[name].any() for name in grads if name != "background")
+
+
+def test_what_a_user_changes_in_place_is_noticed():
+    scene = oracles.cast(oracles.make_scene(num_gaussians=5), torch.float32)
+    with emulated_gpu():
+        scene["means"].requires_grad_()
+        out = rasterize_gaussians_raw(**scene)
+        out.rgb.data.zero_()  # hidden from autograd: allowed
+        loss = out.rgb.sum()
+        with torch.no_grad():
+            out.alpha.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("camera_learns", [False, True])
+def test_training_steps_as_on_the_cpu(camera_learns):
+    """TrainingView and the optimiser: same parameters, moments, statistics and camera gradients after three steps."""
+    ends = {}
+    for where, place in ON.items():
+        with place() as driver:
+            tensors = training.leaves(training.scene(60))
+            optimizer = training.optimizer_of(tensors)
+            statistics = (torch.zeros(60), torch.zeros(60))
+            cameras = []
+            for step in range(3):
+                viewmat, K = training.viewmat(step), training.K.clone()
+                if camera_learns:
+                    cameras += [viewmat.requires_grad_(), K.requires_grad_()]
+                view = TrainingView(tensors, viewmat, K, training.WIDTH, training.HEIGHT)
+                training.loss_of(view.rgb, view.alpha, view.depth, step).backward()
+                view.update(optimizer, opacity_penalty=0.01 * step, statistics=statistics)
+            if driver:
+                steps = ["rasterize_backward_depth", "project_update"]
+                steps += ["finish_cameras"] * camera_learns
+                assert driver.order == 3 * [*RENDER, *steps]
+            ends[where] = {
+                **{name: tensor.detach() for name, tensor in tensors.items()},
+                **{f"v {n}": optimizer.state[t]["exp_avg_sq"] for n, t in tensors.items()},
+                "grad_sum": statistics[0],
+                "num_views": statistics[1],
+                **{f"camera {i}": tensor.grad for i, tensor in enumerate(cameras)},
+            }
+    for name, truth in ends["cpu"].items():
+        assert_close(ends["gpu"][name], truth, 1e-5)  # measured 1.7e-6
+
+
+@pytest.mark.parametrize("visible", [None, torch.int32, torch.bool])
+def test_the_optimiser_alone(visible):
+    ends = {}
+    for where, place in ON.items():
+        g = torch.Generator().manual_seed(3)
+        with place():
+            tensors = training.leaves(training.scene(37))
+            optimizer = training.optimizer_of(tensors, bias_correction=False)
+            for tensor in tensors.values():
+                tensor.grad = torch.randn(tensor.shape, generator=g)
+            seen = None if visible is None else (torch.arange(37) % 3 - 1).clamp(0).to(visible)
+            optimizer.step(seen, 37)
+            ends[where] = tensors
+    for name, truth in ends["cpu"].items():
+        assert_close(ends["gpu"][name].detach(), truth.detach(), 1e-6)  # measured 0
+        if visible is not None:
+            assert torch.equal(ends["gpu"][name][0], training.scene(37)[name][0])
+
+
+def test_a_tensor_that_a_gpu_could_not_load_at_once_is_refused():
+    """Only real GPU tensors are checked for alignment; the check itself is the same code."""
+    from diff_gaussian_rasterization import optimizer
+
+    storage = torch.zeros(9, device="meta")
+    with (
+        emulated_gpu(),
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(ValueError, match=r"must start at a multiple of 16 bytes.*\.clone\(\)"),
+    ):
+        patch.setattr(optimizer.cuda, "on_gpu", lambda _: True)
+        patch.setattr(torch.Tensor, "data_ptr", lambda _: 20)
+        optimizer._check("step", "means", storage, (9,), storage.device)
+
+
+@pytest.mark.parametrize("antialiasing", [None, False, True])
+@pytest.mark.parametrize("shapes", ["scales", "covariances"])
+def test_the_face_that_3dgs_code_imports(antialiasing, shapes):
+    g = torch.Generator().manual_seed(1)
+    made = oracles.cast(oracles.make_scene(num_gaussians=25), torch.float32)
+    viewmatrix = made["viewmats"][0].mT.contiguous()
+    flags = {} if antialiasing is None else {"antialiasing": antialiasing}
+    settings = GaussianRasterizationSettings(
+        24, 32, 0.4, 0.3, made["background"], 0.9, viewmatrix, viewmatrix, 3, torch.zeros(3), False, False, **flags
+    )  # fmt: skip
+    root = 0.2 * torch.randn(25, 3, 3, generator=g)
+    rows, columns = torch.triu_indices(3, 3)
+    covars = (root @ root.mT)[:, rows, columns]
+    weight = torch.randn(3, 24, 32, generator=g)
+    results = {}
+    for where, place in ON.items():
+        with place():
+            leaves = {
+                "means3D": made["means"],
+                "means2D": torch.zeros(25, 3),
+                "opacities": made["opacity_logits"].sigmoid()[:, None],
+                "shs": torch.cat([made["sh0"], made["shN"]], dim=1),
+            }
+            if shapes == "scales":
+                leaves |= {"scales": made["log_scales"].exp(), "rotations": made["quats"]}
+            else:
+                leaves |= {"cov3D_precomp": covars}
+            leaves = {name: t.clone().requires_grad_() for name, t in leaves.items()}
+            colour, radii, *depth = GaussianRasterizer(settings)(**leaves)
+            loss = (weight * colour).sum() + sum(d.sum() for d in depth)
+            grads = torch.autograd.grad(loss, list(leaves.values()))
+            results[where] = [colour.detach(), *(d.detach() for d in depth), *grads]
+    for ours, truth in zip(results["gpu"], results["cpu"], strict=True):
+        assert_close(ours, truth, 1e-5)  # measured 1.8e-6
+    assert (radii > 0).any()
+
+
+def test_a_frame_used_on_another_stream_keeps_its_memory():
+    with emulated_gpu() as driver:
+        tensors = training.leaves(training.scene(20))
+        view = TrainingView(tensors, training.viewmat(0), training.K, 32, 24)
+        view.rgb.sum().backward()
+        driver.stream += 1
+        view.update(training.optimizer_of(tensors))
+    kept = {tensor.data_ptr() for tensor in driver.recorded}
+    used = set(driver.named("rasterize_forward").arguments[5:9])  # background … tile_begin
+    assert len(driver.recorded) == 11
+    assert used <= kept
+
+
+def test_optimizer_of_other_devices_is_refused():
+    tensors = training.leaves(training.scene(4))
+    optimizer = training.optimizer_of(tensors)
+    with emulated_gpu(), pytest.raises(ValueError, match="visibility must be bool or int32"):
+        for tensor in tensors.values():
+            tensor.grad = torch.zeros_like(tensor)
+        SparseGaussianAdam.step(optimizer, torch.ones(4, dtype=torch.int32, device="meta"), 4)
