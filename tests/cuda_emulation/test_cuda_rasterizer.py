@@ -1,0 +1,330 @@
+"""The CUDA rasteriser, run by the emulator, against the CPU kernels and the float64 twin: images, gradients, one training step."""
+
+import emulation
+import oracles
+import pipeline
+import pytest
+import torch
+from diff_gaussian_rasterization import _native
+from diff_gaussian_rasterization import general as cpu_face
+from diff_gaussian_rasterization.general import RenderOptions, SceneTensors, rasterize_gaussians_raw
+from diff_gaussian_rasterization.optimizer import SparseGaussianAdam
+from diff_gaussian_rasterization.reference import rasterize_reference
+from diff_gaussian_rasterization.training_view import TrainingView
+from torch import Tensor
+
+IMAGES = ("rgb", "alpha", "depth")
+# name: arguments of make_scene. Each stresses something of its own.
+SCENES = {
+    "two cameras": {"num_cameras": 2, "num_gaussians": 150, "width": 48, "height": 40},
+    "odd size": {"width": 37, "height": 19, "num_gaussians": 100, "seed": 2},
+    "opaque": {"opacity_logit": (6.0, 2.0), "num_gaussians": 120, "seed": 3},  # 0.99 and T < 1e-4
+    "needles": {"size": (0.002, 1.5), "seed": 5},
+    "dust": {"size": (0.001, 0.01), "num_gaussians": 300, "seed": 6},  # smaller than a pixel
+    "one pixel": {"width": 1, "height": 1, "size": (0.3, 0.6), "seed": 8},
+    # More than 256 instances in a tile: several segments, with and without an early stop.
+    "deep": {"num_gaussians": 600, "size": (0.2, 0.6), "opacity_logit": (-4.0, 0.5), "seed": 10},
+    "deep, stops": {
+        "num_gaussians": 600,
+        "size": (0.3, 0.6),
+        "opacity_logit": (-1.5, 0.5),
+        "seed": 10,
+    },
+    # More rows of tiles than a thread lists alone, and than a warp has lanes.
+    "tall": {"width": 17, "height": 600, "num_gaussians": 12, "size": (3.0, 9.0), "seed": 7},
+}
+# Trees of dimensions that none but "tall" need; the twin looks at all pairs, and would take seconds for it.
+TWIN_SCENES = [name for name in SCENES if name != "tall"]
+
+
+def cotangents(images, seed: int = 7) -> list[Tensor]:
+    """Those of `oracles.gradients`."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = [getattr(images, name).shape for name in IMAGES]
+    return [torch.randn(shape, generator=g, dtype=torch.float64).float() for shape in shapes]
+
+
+def assert_images_close(ours, truth, limit: float) -> None:
+    for name in IMAGES:
+        assert oracles.relative_l2(getattr(ours, name), getattr(truth, name)) < limit, name
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_equals_the_cpu(name: str) -> None:
+    scene = oracles.make_scene(**SCENES[name])
+    single = oracles.cast(scene, torch.float32)
+    ours = pipeline.render(scene)
+    with torch.no_grad():
+        truth = rasterize_gaussians_raw(**single)
+    assert truth.alpha.max() > 0.01  # there is something to see
+    assert_images_close(ours.images, truth, 1e-6)  # measured at most 3e-7
+    # ceil() may fall either way of an integer: the CPU's exponential is its own.
+    assert (ours.radii - truth.radii).abs().max() <= 1
+    if name.startswith("deep"):
+        assert ours.num_instances > 2 * 256 * 4  # three segments in each of the four tiles
+    values = ours.gradients(*cotangents(truth))
+    truths = oracles.gradients(rasterize_gaussians_raw, single)
+    # Measured at most 2e-5 ("needles"), else 4e-6.
+    oracles.assert_gradients_close(values, truths, 1e-4)
+
+
+@pytest.mark.parametrize("name", TWIN_SCENES)
+def test_equals_the_twin(name: str) -> None:
+    scene = oracles.make_scene(**SCENES[name])
+    ours = pipeline.render(scene)
+    with torch.no_grad():
+        truth = rasterize_reference(**scene)
+    assert_images_close(ours.images, truth, 1e-5)
+    values = ours.gradients(*cotangents(truth))
+    oracles.assert_gradients_close(values, oracles.gradients(rasterize_reference, scene), 1e-4)
+
+
+def test_finite_differences() -> None:
+    """Central differences of the emulated forward pass itself, along one random direction per parameter."""
+    scene = oracles.make_scene(num_gaussians=6, width=16, height=12, seed=40, size=(0.3, 0.5))
+    ours = pipeline.render(scene)
+    weights = cotangents(ours.images)
+    values = ours.gradients(*weights)
+    g = torch.Generator().manual_seed(41)
+
+    def loss(**changes: Tensor) -> float:
+        images = pipeline.render({**scene, **changes}, training=False).images
+        parts = zip(weights, (getattr(images, name) for name in IMAGES), strict=True)
+        return sum(float((w.double() * image.double()).sum()) for w, image in parts)
+
+    step = 2e-3
+    for name in (*pipeline.PARAMETERS, "viewmats", "background", "means2d_probe"):
+        direction = torch.randn(scene[name].shape, generator=g, dtype=torch.float64)
+        if name == "viewmats":
+            direction[:, 3] = 0.0
+        ahead, behind = (loss(**{name: scene[name] + s * direction}) for s in (step, -step))
+        slope, truth = (
+            (ahead - behind) / (2 * step),
+            float((values[name].double() * direction).sum()),
+        )
+        # Pixels on the edge of an ellipse jump by 1/255 of a colour; measured at most 6e-3 of the larger of slope and 1.
+        assert abs(slope - truth) < 2e-2 * max(abs(truth), 1.0), name
+
+
+def test_order_of_threads_does_not_matter() -> None:
+    """Images to the bit. Gradients but for rounding: sums over tiles are taken in any order."""
+    scene = oracles.make_scene(**SCENES["deep, stops"])
+    one, other = pipeline.render(scene), pipeline.render(scene, backwards=True)
+    for a, b in zip(one.images, other.images, strict=True):
+        assert torch.equal(a, b)
+    weights = cotangents(one.images)
+    values, truths = one.gradients(*weights), other.gradients(*weights)
+    oracles.assert_gradients_close(values, truths, 1e-6)  # measured at most 1.4e-7
+
+
+def test_wide_tile_numbers_and_rendering_alone_draw_the_same() -> None:
+    scene = oracles.make_scene(**SCENES["two cameras"])
+    plain = pipeline.render(scene).images
+    for variant in ({"wide_tiles": True}, {"training": False}):
+        for a, b in zip(pipeline.render(scene, **variant).images, plain, strict=True):
+            assert torch.equal(a, b), variant
+
+
+@pytest.mark.parametrize("only", IMAGES)
+def test_gradient_of_each_image_alone(only: str) -> None:
+    scene = oracles.make_scene(**SCENES["deep"])
+    ours = pipeline.render(scene)
+    chosen = [
+        v if name == only else None for name, v in zip(IMAGES, cotangents(ours.images), strict=True)
+    ]
+    values = ours.gradients(*chosen)
+
+    def one_image(**arguments):
+        out = rasterize_gaussians_raw(**arguments)
+        return out._replace(**{n: getattr(out, n).detach() for n in IMAGES if n != only})
+
+    truths = oracles.gradients(one_image, oracles.cast(scene, torch.float32))
+    oracles.assert_gradients_close(values, truths, 1e-4)  # measured at most 2e-5, of depth
+
+
+@pytest.mark.parametrize(("degree", "active"), [(0, 0), (1, 1), (1, 0), (2, 2), (2, 1), (3, 0)])
+def test_every_degree_of_spherical_harmonics(degree: int, active: int) -> None:
+    scene = oracles.make_scene(degree=degree, num_gaussians=37, seed=10 + degree)
+    scene["shN"] = 2 * scene["shN"]  # cut at zero here and there
+    scene["sh_degree"] = active
+    single = oracles.cast(scene, torch.float32)
+    ours = pipeline.render(scene)
+    with torch.no_grad():
+        truth = rasterize_gaussians_raw(**single)
+    assert_images_close(ours.images, truth, 1e-6)
+    values = ours.gradients(*cotangents(truth))
+    truths = oracles.gradients(rasterize_gaussians_raw, single)
+    oracles.assert_gradients_close(values, truths, 1e-5)  # measured at most 3e-6
+
+
+@pytest.mark.parametrize("antialiasing", [False, True])
+@pytest.mark.parametrize("shape", ["scales", "covariances"])
+def test_what_the_inria_face_asks_for(shape: str, antialiasing: bool) -> None:
+    """Activated values, given colours and covariances, a factor of the scales, inverse depth, antialiasing."""
+    scene = oracles.cast(oracles.make_scene(seed=31, num_cameras=2), torch.float32)
+    g = torch.Generator().manual_seed(1)
+    halves = 0.2 * torch.randn(60, 3, 3, generator=g)
+    covars = (halves @ halves.transpose(1, 2))[:, [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]]
+    scales = shape == "scales"
+    tensors = {
+        "means": scene["means"],
+        "log_scales": scene["log_scales"].exp() if scales else None,
+        "quats": scene["quats"] if scales else None,
+        "opacity_logits": scene["opacity_logits"].sigmoid(),
+        "sh0": None,
+        "shN": None,
+        "colors": torch.rand(60, 3, generator=g),
+        "covars": None if scales else covars,
+    }
+    options = RenderOptions(32, 24, 0, True, 0.9, inverse_depth=True, antialiasing=antialiasing)
+    cameras = (scene["viewmats"], scene["Ks"], scene["background"], None)
+    leaves = {k: v if v is None else v.requires_grad_() for k, v in tensors.items()}
+    truth = cpu_face.render(SceneTensors(**leaves), *cameras, options)
+    ours = pipeline.EmulatedRender(SceneTensors(**tensors), *cameras, options)
+    assert_images_close(ours.images, truth, 1e-6)  # measured at most 2e-7
+    weights = cotangents(truth)
+    loss = sum((w * getattr(truth, name)).sum() for w, name in zip(weights, IMAGES, strict=True))
+    given = {k: v for k, v in leaves.items() if v is not None}
+    truths = dict(zip(given, torch.autograd.grad(loss, list(given.values())), strict=True))
+    values = {k: v for k, v in ours.gradients(*weights).items() if k in truths}
+    oracles.assert_gradients_close(values, truths, 1e-5)  # measured at most 3e-6
+
+
+def test_poisoned_gaussians_are_not_drawn() -> None:
+    scene = oracles.make_scene(num_gaussians=40, seed=50)
+    for number, (name, value) in enumerate(
+        [("means", torch.nan), ("log_scales", torch.inf), ("log_scales", 80.0), ("quats", 0.0)]
+        + [("opacity_logits", torch.nan), ("sh0", torch.inf), ("shN", torch.nan), ("means", 1e30)]
+    ):
+        scene[name][number] = value
+    single = oracles.cast(scene, torch.float32)
+    ours = pipeline.render(scene)
+    with torch.no_grad():
+        truth = rasterize_gaussians_raw(**single)
+    assert torch.equal(ours.radii, truth.radii)
+    assert_images_close(ours.images, truth, 1e-6)
+    values = ours.gradients(*cotangents(truth))
+    assert all(torch.isfinite(value).all() for value in values.values())
+    assert not values["means"][:8].any()
+    truths = oracles.gradients(rasterize_gaussians_raw, single)
+    oracles.assert_gradients_close(values, truths, 1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_nothing_to_see(count: int) -> None:
+    scene = oracles.make_scene(num_gaussians=count, num_cameras=2)
+    scene["means"] = scene["means"] + 100.0
+    ours = pipeline.render(scene)
+    assert ours.num_instances == 0
+    background = scene["background"].float()
+    assert torch.equal(ours.rgb, background.expand_as(ours.rgb))
+    assert not ours.alpha.any()
+    assert not ours.depth.any()
+    assert not ours.radii.any()
+    values = ours.gradients(*cotangents(ours.images))
+    assert not any(values[name].any() for name in (*pipeline.PARAMETERS, "viewmats"))
+
+
+def _training_step(scene: dict, degree: int, penalty: float, with_depth: bool) -> tuple[dict, dict]:
+    """One update on the CPU, so that there are moments; then a second one on both sides."""
+    single = oracles.cast(scene, torch.float32)
+    params = {name: single[name].clone().requires_grad_() for name in pipeline.PARAMETERS}
+    groups = [
+        {"params": [p], "lr": 0.01 * (1 + i), "name": name}
+        for i, (name, p) in enumerate(params.items())
+    ]
+    optimizer = SparseGaussianAdam(groups, lr=0.01, eps=1e-8, bias_correction=True)
+    num = len(single["means"])
+    statistics = (torch.rand(num), torch.rand(num))
+    viewmat, K = single["viewmats"][0], single["Ks"][0].requires_grad_()
+    viewmat = viewmat.clone().requires_grad_()
+
+    def begin() -> TrainingView:
+        data = {name: p.detach() for name, p in params.items()}
+        options = {"sh_degree": degree, "background": single["background"]}
+        return TrainingView(params | data, viewmat, K, scene["width"], scene["height"], **options)
+
+    for step in range(2):
+        view = begin()
+        # The views hold the same memory as the parameters of the optimiser.
+        view._parameters = params
+        weights = [
+            w[0]
+            for w in cotangents(
+                pipeline.Images(*(x[None] for x in (view.rgb, view.alpha, view.depth)), None), step
+            )
+        ]
+        if step == 1:
+            viewmat.grad = K.grad = None
+            with optimizer.lent(list(params.values())) as described:
+                rates = torch.tensor(
+                    [[t.lr, t.beta1, t.beta2, 1 - t.beta1, 1 - t.beta2, t.eps] for t in described],
+                    dtype=torch.float64,
+                ).float()
+            for p in params.values():
+                optimizer.state[p]["step"] -= 1
+            tensors = SceneTensors(*(params[name].detach().clone() for name in pipeline.PARAMETERS))
+            cameras = (viewmat[None], K[None], single["background"], None)
+            choices = RenderOptions(scene["width"], scene["height"], degree)
+            ours = pipeline.EmulatedRender(tensors, *cameras, choices)
+            moments = [
+                ours.memory.copy(optimizer.state[p][kind])
+                for kind in ("exp_avg", "exp_avg_sq")
+                for p in params.values()
+            ]
+            counted = tuple(map(ours.memory.copy, statistics))
+            chosen = (weights[0][None], weights[1][None], weights[2][None] if with_depth else None)
+            d_viewmats, d_Ks = ours.update(chosen, moments, rates, penalty, counted)
+        loss = (weights[0] * view.rgb).sum() + (weights[1] * view.alpha).sum()
+        if with_depth:
+            loss = loss + (weights[2] * view.depth).sum()
+        loss.backward()
+        view.update(optimizer, opacity_penalty=penalty, statistics=statistics)
+    states = [
+        optimizer.state[p][kind] for kind in ("exp_avg", "exp_avg_sq") for p in params.values()
+    ]
+    labels = [f"{kind} of {name}" for kind in ("exp_avg", "exp_avg_sq") for name in params]
+    truths = {name: p.detach() for name, p in params.items()} | dict(
+        zip(labels, states, strict=True)
+    )
+    truths |= {"grad_sum": statistics[0], "num_views": statistics[1]}
+    truths |= {"viewmat": viewmat.grad, "K": K.grad}
+    values = {name: getattr(ours.scene, name) for name in params}
+    values |= dict(zip(labels, moments, strict=True))
+    values |= {
+        "grad_sum": counted[0],
+        "num_views": counted[1],
+        "viewmat": d_viewmats[0],
+        "K": d_Ks[0],
+    }
+    return values, truths
+
+
+@pytest.mark.parametrize(
+    ("stored", "active", "penalty", "with_depth"),
+    [(3, 3, 0.0, True), (2, 1, 0.1, False), (0, 0, 0.0, False)],
+)
+def test_a_training_step_without_autograd(
+    stored: int, active: int, penalty: float, with_depth: bool
+) -> None:
+    # Some 200 in a wide ball: several are out of sight, in every warp, and the last warp is not full.
+    scene = oracles.make_scene(degree=stored, num_gaussians=203, seed=60, size=(0.02, 0.2))
+    scene["means"] = 2.5 * scene["means"]
+    values, truths = _training_step(scene, active, penalty, with_depth)
+    # Adam divides by the root of v: where a gradient is nearly zero its rounding shows. Measured at most 1e-6.
+    oracles.assert_gradients_close(values, truths, 1e-5)
+
+
+def test_the_stop_rule_is_that_of_the_cpu() -> None:
+    """Which pairs are blended is the CPU's choice, counted by its own replay of the lists."""
+    scene = oracles.make_scene(**SCENES["deep, stops"])
+    ours = pipeline.render(scene)
+    stopped = (ours._saved[1] != 2**31 - 1).float().mean()
+    assert 0.2 < stopped < 1.0, "the scene has both kinds of pixels"
+    assert _native.library() is not None
+    assert float(ours._saved[0].min()) >= 1e-4
+
+
+def test_a_launch_is_checked_against_the_source() -> None:
+    with pytest.raises(AssertionError, match="takes 4 arguments"):
+        emulation.launch("finish_cameras", 1, 32)
