@@ -86,7 +86,7 @@ class LayerLoop:
         if self.flat is not None:
             run.gaussians.shN.detach().masked_fill_(self.flat, 0)
         refine_cameras(run, share)
-        self._change_rows()
+        self.change_rows()
         return loss
 
     def _depth(self, name: str) -> DepthTarget:
@@ -96,7 +96,7 @@ class LayerLoop:
             self.depths[name] = depth_target(*self.task.depth(name), camera.width, camera.height)
         return self.depths[name]
 
-    def _change_rows(self) -> None:
+    def change_rows(self) -> None:
         """Density control, resets and the reduced mode's rules, where this step is one of theirs."""
         run, flags, done = self.run, self.task.flags, self.done
         gaussians = run.gaussians
@@ -110,7 +110,7 @@ class LayerLoop:
                 first = self.foundation.mask(gaussians.num)
                 remove_rows(run, redundant_rows(gaussians, self.kept, first), self.foundation)
         elif flags.layer_importance > 0 and done in map(self._at, IMPORTANCE_SHARES):
-            new = ~self.foundation.mask(gaussians.num)
+            new = self.foundation.not_removed(torch.ones(gaussians.num, dtype=torch.bool))
             weights = contributions(gaussians, self.kept)
             doomed = least_important(weights, new, flags.layer_importance)
             remove_rows(run, doomed, self.foundation)

@@ -73,7 +73,7 @@ class Encoding:
 def encode_rows(gaussians: Gaussians, encoding: Encoding) -> bytes:
     """Write Gaussians as records in chunks; float32 comes back bit for bit."""
     values = {
-        name: tensor.detach().cpu().reshape(gaussians.num, -1).numpy()
+        name: (tensor[:, None] if tensor.ndim == 1 else tensor.flatten(1)).detach().cpu().numpy()
         for name, tensor in gaussians.tensors().items()
     }
     records = np.zeros(gaussians.num, encoding.row_type(gaussians.sh_degree))
@@ -102,7 +102,7 @@ def decode_rows(
     """
     records = _read_chunks(data, encoding.row_type(sh_degree), encoding.codec, where, partial)
     num = len(records)
-    values = {name: records[name].reshape(num, -1) for name in records.dtype.names}
+    values = {name: records[name] for name in records.dtype.names}
     opacity_logits = _logits(values.pop("opacity"), encoding)
     values.setdefault("shN", np.zeros((num, 0), np.float32))
     if encoding.rows == "quantised":
@@ -118,7 +118,7 @@ def decode_rows(
         quats=tensors["quats"],
         opacity_logits=opacity_logits,
         sh0=tensors["sh0"][:, None, :],
-        shN=tensors["shN"].reshape(num, -1, 3) if sh_degree else torch.zeros(num, 0, 3),
+        shN=tensors["shN"].reshape(num, (sh_degree + 1) ** 2 - 1, 3),
     )
 
 
