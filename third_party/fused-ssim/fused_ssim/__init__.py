@@ -57,7 +57,7 @@ def photometric_loss(
     if cuda.on_gpu(rendered):
         from fused_ssim import _cuda
 
-        function = _cuda.Loss
+        function, rendered = _cuda.Loss, _without_unused_gradient(rendered)
     return function.apply(
         rendered.float(), target.detach().float(), float(ssim_weight), gradient_weight
     )
@@ -89,9 +89,8 @@ def fused_ssim(
     if cuda.on_gpu(img1):
         from fused_ssim import _cuda
 
-        return _cuda.Mean.apply(
-            _planes(img1.float()), _planes(img2.detach().float()), margin, train
-        )
+        x, y = (_planes(image.float()) for image in (_without_unused_gradient(img1), img2.detach()))
+        return _cuda.Mean.apply(x, y, margin, train)
     return _Mean.apply(img1.float(), img2.detach().float(), margin, train)
 
 
@@ -155,6 +154,11 @@ def _planes(images: Tensor) -> Tensor:
     """View [B, C, H, W] as the kernel's [planes, H, W, channels]."""
     batch, channels, height, width = images.shape
     return images.contiguous().view(batch * channels, height, width, 1)
+
+
+def _without_unused_gradient(image: Tensor) -> Tensor:
+    """Under `no_grad` an autograd function still hears that its input wants a gradient, and would prepare it."""
+    return image if torch.is_grad_enabled() else image.detach()
 
 
 def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
