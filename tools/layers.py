@@ -64,8 +64,8 @@ class Train(LayerFlags):
     """Keep this many photos, evenly spaced. Without: as stage 0 chooses."""
     eval: bool = False
     """Hold every 8th photo out."""
-    max_gaussians: int = 80_000
-    """All layers together never have more Gaussians."""
+    max_gaussians: int | None = None
+    """All layers together never have more Gaussians. Without: stage 3's."""
     optim_pose: bool = False
     """Also learn the cameras of the kept photos."""
     preset: str | None = None
@@ -196,8 +196,9 @@ def train(cfg: Train) -> None:
     common = ["-s", cfg.source, "-m", cfg.model_dir, *(["--overwrite"] if cfg.overwrite else [])]
     keep = [] if cfg.keep_count is None else ["--keep-count", cfg.keep_count]
     run_stage("stage0_point_guidance", *common, *keep, *(["--eval"] if cfg.eval else []))
-    arguments = [*common, "--no-pseudo-views", "--max-gaussians", cfg.max_gaussians]
-    arguments += ["--seed", cfg.seed, *(["--optim-pose"] if cfg.optim_pose else [])]
+    arguments = [*common, "--no-pseudo-views", "--seed", cfg.seed]
+    arguments += ["--optim-pose"] if cfg.optim_pose else []
+    arguments += ["--max-gaussians", cfg.max_gaussians] if cfg.max_gaussians else []
     arguments += ["--preset", cfg.preset] if cfg.preset else []
     for field in fields(LayerFlags):
         value = getattr(cfg, field.name)
