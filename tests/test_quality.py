@@ -1,0 +1,104 @@
+"""`tools/benchmark.py quality`: which flags reach the stages, what is compared with what, and that it goes on where it was."""
+
+import json
+
+import pytest
+
+from benchmarks import quality
+from benchmarks.quality import DEFAULT, Quality, Setting
+
+
+def scores(psnr, lpips=None, num=10):
+    return {"psnr": psnr, "ssim": 0.5, "lpips": lpips, "num_gaussians": num}
+
+
+def test_the_variants_of_the_repository_are_flags_of_the_stages():
+    variants = quality.read_variants(Quality())
+    assert next(iter(variants)) == DEFAULT and variants[DEFAULT] == {}
+    assert len(variants) > 10
+    for script in (quality.stage1, quality.stage3):
+        known = quality.flags_of(script.Config)
+        for flags in variants.values():
+            mine = {key: value for key, value in flags.items() if key in known}
+            argv = quality.arguments({"source": "a", "model_dir": "b", **mine})
+            script.check_config(quality.parse_config(script.Config, script.__name__, argv))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: {droput: 0.2}", "a: neither stage 1 nor stage 3 has a flag droput"),
+        ("- a", "expected lines"),
+        ("a: 3", "expected lines"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, words):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        quality.read_variants(Quality(variants=str(path)))
+
+
+def test_an_unknown_variant_lists_what_there_is():
+    with pytest.raises(ValueError, match=r"has no variant dropuot. Expected: default, dropout"):
+        quality.read_variants(Quality(only=("dropuot",)))
+    assert list(quality.read_variants(Quality(only=("mcmc",)))) == [DEFAULT, "mcmc"]
+
+
+def test_flags_as_a_command_line_has_them():
+    assert quality.arguments({"densify": False, "smoothing": True, "max_scale": 0.1}) == [
+        "--no-densify", "--smoothing", "--max-scale", "0.1",
+    ]  # fmt: skip
+
+
+def test_scale_one_changes_nothing_and_less_shrinks_schedule_and_budget():
+    assert quality.scaled_flags(quality.stage1.Config, 1.0) == {}
+    flags = quality.scaled_flags(quality.stage1.Config, 0.25)
+    assert flags["sample_iteration"] == 1000 and flags["max_gaussians"] == 15000
+    assert flags["densify_from"] == 125 and flags["densify_every"] == 25
+    assert quality.scaled_flags(quality.stage3.Config, 0.25)["iterations"] == 1500
+
+
+def test_differences_are_paired_by_setting_and_seed():
+    easy, hard = Setting("easy", 3), Setting("hard", 3)
+    runs = {
+        easy: {DEFAULT: {0: scores(30.0, 0.1), 1: scores(31.0, 0.1)}, "a": {0: scores(31.0, 0.2)}},
+        hard: {DEFAULT: {0: scores(10.0, 0.3)}, "a": {0: scores(13.0, 0.2)}},
+    }
+    # Seed 1 has no counterpart: 31 - 30, not 31 - 30.5.
+    assert quality.paired(runs[easy], "a", "psnr") == pytest.approx(1.0)
+    table = quality.paired_table(runs)
+    # Mean of 1 and 3; their standard deviation 1.41 over the root of 2.
+    assert "| a | +1.00 | +3.00 | +2.00 ± 1.00 | 2 of 2 | +0.0000 ± 0.1000 |" in table
+    assert "| easy 3 | hard 3 |" in table
+
+
+def test_means_are_over_settings_that_all_variants_have():
+    a, b = Setting("a", 3), Setting("b", 6)
+    runs = {
+        a: {DEFAULT: {0: scores(20.0), 1: scores(22.0)}, "x": {0: scores(23.0)}},
+        b: {DEFAULT: {0: scores(90.0)}},
+    }
+    table = quality.mean_table(runs)
+    assert "Means over 1 settings (a 3)" in table
+    assert "| default | 21.00 ± 1.41 | 0.500 ± 0.000 | – | 10 |" in table
+    assert "| x | 23.00 | 0.500 | – | 10 |" in table
+
+
+def test_the_command_runs_each_variant_once(tiny_scene, tmp_path, monkeypatch, capsys):
+    cfg = Quality(
+        only=("dropout",), scenes=(tiny_scene.name,), keep=(4,), seeds=(0,), scale=0.01, lpips="none",
+        data_dir=tiny_scene.parent, out_dir=tmp_path / "out", table=tmp_path / "table.md",
+    )  # fmt: skip
+    text = quality.main(cfg)
+    assert text == (tmp_path / "table.md").read_text()
+    assert "| dropout |" in text and "– |" in text  # no LPIPS
+    folder = tmp_path / "out" / f"{tiny_scene.name}_4_s0"
+    assert (folder / "dropout/stage0/manifest.json").samefile(folder / "base/stage0/manifest.json")
+    found = json.loads((folder / "dropout/scores.json").read_text())
+    assert found["key"]["flags"] == {"dropout": 0.2}
+    assert 5 < found["psnr"] < 40
+    manifest = json.loads((folder / "dropout/stage1/manifest.json").read_text())
+    assert manifest["config"]["dropout"] == 0.2 and manifest["config"]["sample_iteration"] == 40
+    monkeypatch.setattr(quality, "run_script", pytest.fail)  # all is there
+    assert quality.main(cfg) == text
