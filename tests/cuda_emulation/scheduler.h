@@ -213,12 +213,13 @@ sigjmp_buf after_fault;
 
 void on_fault(int, siginfo_t* info, void*) {
   const char* address = static_cast<const char*>(info->si_addr);
-  machine.error = place(machine.current) + " reads or writes where nothing is";
+  // Of a vector that is not aligned, some processors tell no address.
+  machine.error = place(machine.current) + " reads or writes where nothing is, or at no multiple of the size of what is read";
   for (size_t i = 0; i < mappings.size(); ++i) {
     const Mapping& m = mappings[i];
     if (address < m.begin - PAGE || address >= m.begin + m.bytes + PAGE) continue;
     machine.error = place(machine.current) + " reads or writes at byte " + std::to_string(address - (m.begin + m.at)) + " of a buffer of " +
-                    std::to_string(m.asked) + " bytes, or an address there that is not a multiple of what is read";
+                    std::to_string(m.asked) + " bytes";
   }
   siglongjmp(after_fault, 1);
 }

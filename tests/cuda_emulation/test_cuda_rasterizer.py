@@ -5,7 +5,6 @@ import oracles
 import pipeline
 import pytest
 import torch
-from diff_gaussian_rasterization import _native
 from diff_gaussian_rasterization import general as cpu_face
 from diff_gaussian_rasterization.general import RenderOptions, SceneTensors, rasterize_gaussians_raw
 from diff_gaussian_rasterization.optimizer import SparseGaussianAdam
@@ -25,7 +24,7 @@ SCENES = {
     # More than 256 instances in a tile: several segments, with and without an early stop.
     "deep": {"num_gaussians": 600, "size": (0.2, 0.6), "opacity_logit": (-4.0, 0.5), "seed": 10},
     "deep, stops": {
-        "num_gaussians": 600,
+        "num_gaussians": 700,
         "size": (0.3, 0.6),
         "opacity_logit": (-1.5, 0.5),
         "seed": 10,
@@ -33,7 +32,7 @@ SCENES = {
     # More rows of tiles than a thread lists alone, and than a warp has lanes.
     "tall": {"width": 17, "height": 600, "num_gaussians": 12, "size": (3.0, 9.0), "seed": 7},
 }
-# Trees of dimensions that none but "tall" need; the twin looks at all pairs, and would take seconds for it.
+# The twin looks at all pairs of pixels and Gaussians, and would take seconds for "tall".
 TWIN_SCENES = [name for name in SCENES if name != "tall"]
 
 
@@ -61,7 +60,7 @@ def test_equals_the_cpu(name: str) -> None:
     # ceil() may fall either way of an integer: the CPU's exponential is its own.
     assert (ours.radii - truth.radii).abs().max() <= 1
     if name.startswith("deep"):
-        assert ours.num_instances > 2 * 256 * 4  # three segments in each of the four tiles
+        assert ours.tile_begin.diff().max() > (512 if "stops" in name else 256)  # segments
     values = ours.gradients(*cotangents(truth))
     truths = oracles.gradients(rasterize_gaussians_raw, single)
     # Measured at most 2e-5 ("needles"), else 4e-6.
@@ -80,8 +79,11 @@ def test_equals_the_twin(name: str) -> None:
 
 
 def test_finite_differences() -> None:
-    """Central differences of the emulated forward pass itself, along one random direction per parameter."""
-    scene = oracles.make_scene(num_gaussians=6, width=16, height=12, seed=40, size=(0.3, 0.5))
+    """Central differences of the emulated forward pass itself, along one random direction per parameter. No splat ends in the image:
+    pixels jump by 1/255 of a colour there."""
+    scene = oracles.make_scene(
+        num_gaussians=6, width=16, height=12, seed=40, size=(2.5, 4.0), opacity_logit=(0.5, 0.5)
+    )
     ours = pipeline.render(scene)
     weights = cotangents(ours.images)
     values = ours.gradients(*weights)
@@ -92,18 +94,15 @@ def test_finite_differences() -> None:
         parts = zip(weights, (getattr(images, name) for name in IMAGES), strict=True)
         return sum(float((w.double() * image.double()).sum()) for w, image in parts)
 
-    step = 2e-3
-    for name in (*pipeline.PARAMETERS, "viewmats", "background", "means2d_probe"):
+    step = 1e-2
+    report = []
+    for name in (*pipeline.PARAMETERS, "background", "means2d_probe"):
         direction = torch.randn(scene[name].shape, generator=g, dtype=torch.float64)
-        if name == "viewmats":
-            direction[:, 3] = 0.0
         ahead, behind = (loss(**{name: scene[name] + s * direction}) for s in (step, -step))
-        slope, truth = (
-            (ahead - behind) / (2 * step),
-            float((values[name].double() * direction).sum()),
-        )
-        # Pixels on the edge of an ellipse jump by 1/255 of a colour; measured at most 6e-3 of the larger of slope and 1.
-        assert abs(slope - truth) < 2e-2 * max(abs(truth), 1.0), name
+        slope = (ahead - behind) / (2 * step)
+        report.append((name, slope, float((values[name].double() * direction).sum())))
+    # Measured at most 2e-3 of the larger of slope and 1: float32 images, and the third derivative.
+    assert all(abs(a - b) < 1e-2 * max(abs(b), 1.0) for _, a, b in report), report
 
 
 def test_order_of_threads_does_not_matter() -> None:
@@ -192,11 +191,18 @@ def test_what_the_inria_face_asks_for(shape: str, antialiasing: bool) -> None:
 
 def test_poisoned_gaussians_are_not_drawn() -> None:
     scene = oracles.make_scene(num_gaussians=40, seed=50)
-    for number, (name, value) in enumerate(
-        [("means", torch.nan), ("log_scales", torch.inf), ("log_scales", 80.0), ("quats", 0.0)]
-        + [("opacity_logits", torch.nan), ("sh0", torch.inf), ("shN", torch.nan), ("means", 1e30)]
-    ):
-        scene[name][number] = value
+    poisoned = 0
+    for name, values in {
+        "means": (torch.nan, 1e30),
+        "log_scales": (torch.inf, 80.0),
+        "quats": (0.0,),
+        "opacity_logits": (torch.nan,),
+        "sh0": (torch.inf,),
+        "shN": (torch.nan,),
+    }.items():
+        for value in values:
+            scene[name][poisoned] = value
+            poisoned += 1
     single = oracles.cast(scene, torch.float32)
     ours = pipeline.render(scene)
     with torch.no_grad():
@@ -205,7 +211,7 @@ def test_poisoned_gaussians_are_not_drawn() -> None:
     assert_images_close(ours.images, truth, 1e-6)
     values = ours.gradients(*cotangents(truth))
     assert all(torch.isfinite(value).all() for value in values.values())
-    assert not values["means"][:8].any()
+    assert not values["means"][:poisoned].any()
     truths = oracles.gradients(rasterize_gaussians_raw, single)
     oracles.assert_gradients_close(values, truths, 1e-5)
 
@@ -225,79 +231,56 @@ def test_nothing_to_see(count: int) -> None:
     assert not any(values[name].any() for name in (*pipeline.PARAMETERS, "viewmats"))
 
 
+def _rates(optimizer: SparseGaussianAdam, params: dict[str, Tensor]) -> Tensor:
+    """What the next step of the optimiser will use; the steps it counts stay as they are."""
+    with optimizer.lent(list(params.values())) as described:
+        rows = [[t.lr, t.beta1, t.beta2, 1 - t.beta1, 1 - t.beta2, t.eps] for t in described]
+    for param in params.values():
+        optimizer.state[param]["step"] -= 1
+    return torch.tensor(rows, dtype=torch.float64).float()
+
+
 def _training_step(scene: dict, degree: int, penalty: float, with_depth: bool) -> tuple[dict, dict]:
-    """One update on the CPU, so that there are moments; then a second one on both sides."""
+    """One update on the CPU, so that there are moments; then the same second one on both sides."""
     single = oracles.cast(scene, torch.float32)
-    params = {name: single[name].clone().requires_grad_() for name in pipeline.PARAMETERS}
-    groups = [
-        {"params": [p], "lr": 0.01 * (1 + i), "name": name}
-        for i, (name, p) in enumerate(params.items())
-    ]
+    params = {name: single[name].clone() for name in pipeline.PARAMETERS}
+    groups = [{"params": [p], "lr": 0.01 * (1 + i)} for i, p in enumerate(params.values())]
     optimizer = SparseGaussianAdam(groups, lr=0.01, eps=1e-8, bias_correction=True)
-    num = len(single["means"])
-    statistics = (torch.rand(num), torch.rand(num))
-    viewmat, K = single["viewmats"][0], single["Ks"][0].requires_grad_()
-    viewmat = viewmat.clone().requires_grad_()
+    statistics = (torch.rand(len(single["means"])), torch.rand(len(single["means"])))
+    viewmat = single["viewmats"][0].clone().requires_grad_()
+    K = single["Ks"][0].clone().requires_grad_()
+    background, size = single["background"], (scene["width"], scene["height"])
+    g = torch.Generator().manual_seed(61)
+    weights = [torch.randn(size[1], size[0], c, generator=g) for c in (3, 1, 1)]
+    kinds = ("exp_avg", "exp_avg_sq")
 
-    def begin() -> TrainingView:
-        data = {name: p.detach() for name, p in params.items()}
-        options = {"sh_degree": degree, "background": single["background"]}
-        return TrainingView(params | data, viewmat, K, scene["width"], scene["height"], **options)
+    def moments() -> list[Tensor]:
+        return [optimizer.state[p][kind] for kind in kinds for p in params.values()]
 
-    for step in range(2):
-        view = begin()
-        # The views hold the same memory as the parameters of the optimiser.
-        view._parameters = params
-        weights = [
-            w[0]
-            for w in cotangents(
-                pipeline.Images(*(x[None] for x in (view.rgb, view.alpha, view.depth)), None), step
-            )
-        ]
-        if step == 1:
-            viewmat.grad = K.grad = None
-            with optimizer.lent(list(params.values())) as described:
-                rates = torch.tensor(
-                    [[t.lr, t.beta1, t.beta2, 1 - t.beta1, 1 - t.beta2, t.eps] for t in described],
-                    dtype=torch.float64,
-                ).float()
-            for p in params.values():
-                optimizer.state[p]["step"] -= 1
-            tensors = SceneTensors(*(params[name].detach().clone() for name in pipeline.PARAMETERS))
-            cameras = (viewmat[None], K[None], single["background"], None)
-            choices = RenderOptions(scene["width"], scene["height"], degree)
-            ours = pipeline.EmulatedRender(tensors, *cameras, choices)
-            moments = [
-                ours.memory.copy(optimizer.state[p][kind])
-                for kind in ("exp_avg", "exp_avg_sq")
-                for p in params.values()
-            ]
-            counted = tuple(map(ours.memory.copy, statistics))
-            chosen = (weights[0][None], weights[1][None], weights[2][None] if with_depth else None)
-            d_viewmats, d_Ks = ours.update(chosen, moments, rates, penalty, counted)
+    def step_on_the_cpu() -> None:
+        viewmat.grad = K.grad = None
+        view = TrainingView(params, viewmat, K, *size, sh_degree=degree, background=background)
         loss = (weights[0] * view.rgb).sum() + (weights[1] * view.alpha).sum()
-        if with_depth:
-            loss = loss + (weights[2] * view.depth).sum()
-        loss.backward()
+        (loss + (weights[2] * view.depth).sum() if with_depth else loss).backward()
         view.update(optimizer, opacity_penalty=penalty, statistics=statistics)
-    states = [
-        optimizer.state[p][kind] for kind in ("exp_avg", "exp_avg_sq") for p in params.values()
-    ]
-    labels = [f"{kind} of {name}" for kind in ("exp_avg", "exp_avg_sq") for name in params]
-    truths = {name: p.detach() for name, p in params.items()} | dict(
-        zip(labels, states, strict=True)
+
+    step_on_the_cpu()
+    cameras = (viewmat[None], K[None], background, None)
+    ours = pipeline.EmulatedRender(
+        SceneTensors(*params.values()), *cameras, RenderOptions(*size, degree)
     )
-    truths |= {"grad_sum": statistics[0], "num_views": statistics[1]}
-    truths |= {"viewmat": viewmat.grad, "K": K.grad}
-    values = {name: getattr(ours.scene, name) for name in params}
-    values |= dict(zip(labels, moments, strict=True))
-    values |= {
-        "grad_sum": counted[0],
-        "num_views": counted[1],
-        "viewmat": d_viewmats[0],
-        "K": d_Ks[0],
-    }
-    return values, truths
+    my_moments = list(map(ours.memory.copy, moments()))
+    counted = tuple(map(ours.memory.copy, statistics))
+    chosen = [w[None] for w in weights[:2]] + [weights[2][None] if with_depth else None]
+    camera = ours.update(chosen, my_moments, _rates(optimizer, params), penalty, counted)
+    step_on_the_cpu()
+
+    labels = [*params, *(f"{kind} of {name}" for kind in kinds for name in params)]
+    labels += ["grad_sum", "num_views", "viewmat", "K"]
+    truths = [*params.values(), *moments(), *statistics, viewmat.grad, K.grad]
+    values = [getattr(ours.scene, name) for name in params]
+    values += [*my_moments, *counted, *(gradient[0] for gradient in camera)]
+    return dict(zip(labels, values, strict=True)), dict(zip(labels, truths, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -313,16 +296,6 @@ def test_a_training_step_without_autograd(
     values, truths = _training_step(scene, active, penalty, with_depth)
     # Adam divides by the root of v: where a gradient is nearly zero its rounding shows. Measured at most 1e-6.
     oracles.assert_gradients_close(values, truths, 1e-5)
-
-
-def test_the_stop_rule_is_that_of_the_cpu() -> None:
-    """Which pairs are blended is the CPU's choice, counted by its own replay of the lists."""
-    scene = oracles.make_scene(**SCENES["deep, stops"])
-    ours = pipeline.render(scene)
-    stopped = (ours._saved[1] != 2**31 - 1).float().mean()
-    assert 0.2 < stopped < 1.0, "the scene has both kinds of pixels"
-    assert _native.library() is not None
-    assert float(ours._saved[0].min()) >= 1e-4
 
 
 def test_a_launch_is_checked_against_the_source() -> None:
