@@ -126,6 +126,10 @@ def test_a_gpu_that_torch_cannot_use(monkeypatch, tmp_path):
     check = doctor.gpu()
     assert check.state == "missing"
     assert check.found == "NVIDIA H100 80GB HBM3 (driver 570.86): not used"
+    monkeypatch.setenv("FORCE_CPU", "1")
+    kernels = doctor.back_end()
+    assert kernels.state == "missing" and kernels.found == "C++ on the CPU, not the GPU"
+    assert "FORCE_CPU=1 is set" in kernels.advice
 
 
 def test_weights_that_are_not_here(monkeypatch, tmp_path):

@@ -34,6 +34,7 @@ try:
     import torch
     import tyro
     from native_build import cache, compilers
+    from native_build.cuda import device
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -289,7 +290,7 @@ def fits(name: str, bounds: str) -> bool:
 
 def kernels() -> Iterator[Check]:
     """Which compiler makes the kernels, where they are kept, and whether each gives a known answer."""
-    yield Check("back end", "C++ on the CPU: the only one so far, CUDA kernels are not written yet")
+    yield back_end()
     yield compiler()
     yield kernel_cache()
     for name, test in KERNEL_TESTS.items():
@@ -304,6 +305,17 @@ def kernels() -> Iterator[Check]:
         else:
             advice = f"Empty {cache.cache_dir()} and run this again; if it stays, report it."
             yield Check(name, "gives a wrong answer", "broken", advice)
+
+
+def back_end() -> Check:
+    """Whether the CUDA kernels can be used, as `--device auto` decides it, or why not."""
+    problem = device.cuda_problem()
+    if problem is None:
+        return Check("back end", f"CUDA: {device.describe_gpu(0)}; and C++ on the CPU")
+    found = "C++ on the CPU"
+    if not nvidia_gpus():
+        return Check("back end", found)
+    return Check("back end", f"{found}, not the GPU", "missing", problem)
 
 
 def compiler() -> Check:
