@@ -37,7 +37,7 @@ from s2d.images import read_image, resize_image
 from s2d.layers.depth import read_depth
 from s2d.layers.options import LayerFlags, plan_layers
 from s2d.layers.pyramid import View, ViewSource
-from s2d.layers.task import LayerTask, TrainedLayers
+from s2d.layers.task import LayerTask, TrainedLayers, initial_rows
 from s2d.layers.training import train_layers
 from s2d.log import logger, progress
 from s2d.losses import novel_view_weight
@@ -174,6 +174,8 @@ def main(cfg: Config) -> Path:
         inputs |= paths.inputs()
     if cfg.foundation is not None:
         inputs["foundation"] = cfg.foundation
+    if cfg.layers and initial_levels(cfg).is_dir():
+        inputs["stage1 levels"] = initial_levels(cfg)
     with open_stage(cfg.model_dir, "stage3", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
             fixed = None if paths is None else fixed_view_reader(cfg, novel, paths)
@@ -291,7 +293,7 @@ def optimise_layers(
     novel: Cameras,
     fixed: FixedViews | None,
 ) -> TrainingRun:
-    """Make the scene anew from stage 0's points, layer by layer; of stage 1 only the cameras are taken over."""
+    """Make the scene anew from stage 0's points, layer by layer; of stage 1 the cameras are taken over, and levels where it has some."""
     stage0_dir = cfg.model_dir / "stage0"
     points = read_points_ply(stage0_dir / "points.ply")
     extent = scene_extent(kept.cameras, points.points) if first is None else first.scene_extent
@@ -303,6 +305,7 @@ def optimise_layers(
         points=points,
         scene_extent=extent,
         novel=novel.names if fixed else (),
+        initial=initial_rows(initial_levels(cfg), len(cfg.layers), cfg.layer_sh_degree),
         depth=partial(read_depth, stage0_dir),
         alpha=cfg.alpha,
         sample_drop=cfg.sample_drop,
@@ -326,6 +329,11 @@ def optimise_layers(
     layers.save(stage.dir / "layers")
     stage.info["levels"] = len(layers.parts)
     return run
+
+
+def initial_levels(cfg: Config) -> Path:
+    """Where stage 1 leaves levels of an initialiser, if it has one that makes them."""
+    return cfg.model_dir / "stage1" / "layers"
 
 
 def view_source(kept: Scene, novel: Cameras, fixed: FixedViews | None) -> ViewSource:

@@ -13,7 +13,7 @@ Writes  OUT_DIR/<scene>_<kept>_s<seed>/{stage0,layers/,level_<k>/,scores.json}; 
 
 Example
     python benchmarks/layers.py                                              # fern, kitchen, fox; all and 6 kept: hours on 2 cores
-    python benchmarks/layers.py --scenes fern --keep-count 6 --layer-iters 200 --max-gaussians 10000 --table out/layers.md
+    python benchmarks/layers.py --scenes fern --keep-count 6 --max-side 252 --layers 4,2,1 --layer-iters 300 --max-gaussians 12000
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class Config:
     """Steps of each layer."""
     max_gaussians: int = 80_000
     """Of all layers together."""
+    max_side: int = 640
+    """Longest side of the photos at full size, pixels."""
     stage_flags: str = ""
     """More flags for stage 3, as one word: "--layer-points 0.3 --freeze all"."""
     seed: int = 0
@@ -121,7 +123,8 @@ def run_setting(cfg: Config, source: Path, keep: int, network: Lpips | None) -> 
             return scores
     logger.info("== %s", folder.name)
     chosen = ["--keep-every", 1] if keep == ALL else ["--keep-count", keep]
-    run_stage("stage0_point_guidance", "-s", source, "-m", folder, "--eval", *chosen)
+    common = ["-s", source, "-m", folder, "--max-side", cfg.max_side]
+    run_stage("stage0_point_guidance", *common, "--eval", *chosen)
 
     plan = plan_layers(LayerFlags(layers=cfg.layers), cfg.max_gaussians)
     train(cfg, source, folder / "layers", cfg.layers, cfg.layer_iters, ())

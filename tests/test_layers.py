@@ -1,5 +1,7 @@
 """Layers in training: the foundation stays bit for bit whatever is done to rows, and every guard is needed for that."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,8 +17,8 @@ from s2d.layers.loop import LayerLoop
 from s2d.layers.manifest import load_levels
 from s2d.layers.options import LayerFlags, LayerPlan, plan_layers
 from s2d.layers.pyramid import View
-from s2d.layers.task import LayerTask, TrainedLayers
-from s2d.layers.training import train_layers
+from s2d.layers.task import LayerTask, TrainedLayers, initial_rows
+from s2d.layers.training import new_rows, train_layers
 from s2d.ply_io import PointCloud
 from s2d.sampling import ViewSampler
 from s2d.scene import load_scene, retriangulate
@@ -369,6 +371,19 @@ def test_interrupted_layers_end_with_the_same_bits(
             assert torch.equal(getattr(ours, name), tensor), name
     assert torch.equal(layers.opacities[1], trained[0].opacities[1])
     assert run.history["loss"] == trained[1].history["loss"]
+
+
+def test_layers_can_start_from_the_levels_of_an_initialiser(tiny_task, trained, tmp_path):
+    assert initial_rows(tmp_path, 2, 2) == ()
+    trained[0].save(tmp_path)
+    rows = initial_rows(tmp_path, 2, 2)
+    assert [part.num for part in rows] == [part.num for part in trained[0].parts]
+    task = replace(tiny_task, initial=rows)
+    started = new_rows(task, LayerPlan(1.0, 1, 0.2, rows[1].num), 1, False)
+    assert torch.equal(started.means, rows[1].means)
+    assert new_rows(task, LayerPlan(1.0, 1, 0.2, 7), 1, False).num == 7  # no more than the budget
+    with pytest.raises(ValueError, match=r"has 2 levels of SH degree 2\. Expected 3"):
+        initial_rows(tmp_path, 3, 2)
 
 
 def test_new_layers_come_after_a_foundation(tiny_task, trained, tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
 from s2d.layers.levels import read_parts, write_levels
-from s2d.layers.manifest import Levels, load_levels
+from s2d.layers.manifest import MANIFEST, Levels, load_levels
 from s2d.layers.options import LayerFlags
 from s2d.layers.pyramid import ViewSource
 from s2d.layers.rows import concatenate, level_opacities
@@ -91,3 +91,21 @@ class TrainedLayers:
         own = [part.opacity_logits for part in self.parts]
         joined.opacity_logits = level_opacities(own, self.opacities)
         return joined
+
+
+def initial_rows(folder: Path, num_layers: int, sh_degree: int) -> tuple[Gaussians, ...]:
+    """Read levels of an initialiser as what layers start from; none where there is no such folder.
+
+    Raises:
+        ValueError: Another number of levels than layers, or another SH degree.
+    """
+    if not (folder / MANIFEST).is_file():
+        return ()
+    levels = load_levels(folder)
+    if (len(levels), levels.sh_degree) != (num_layers, sh_degree):
+        raise ValueError(
+            f"{folder} has {len(levels)} levels of SH degree {levels.sh_degree}. Expected {num_layers}, one per layer, of degree {sh_degree}: "
+            "change --layers or --layer-sh-degree."
+        )
+    parts, _ = read_parts(levels, len(levels) - 1)
+    return tuple(parts)

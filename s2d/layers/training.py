@@ -111,7 +111,8 @@ def train_layers(
 def new_rows(task: LayerTask, layer: LayerPlan, number: int, is_first: bool) -> Gaussians:
     """Make the Gaussians that a layer starts with: those of an initialiser, or points of stage 0, none for a later layer without points."""
     if task.initial:
-        return task.initial[number]
+        rows = task.initial[number]
+        return pick_rows(rows, thin_points(rows.means, layer.budget, rows.opacity_logits))
     share = task.flags.layer_points or (0.5 if is_first else 0.0)
     points, rgbs, confidence = task.points
     chosen = thin_points(points, max(4, int(share * layer.budget)), confidence)
