@@ -35,7 +35,7 @@ class Tab:
         self.number += 1
         self.socket.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
         while True:
-            answer = json.loads(self.socket.recv(timeout=60))
+            answer = json.loads(self.socket.recv(timeout=180))
             if answer.get("method") == "Runtime.consoleAPICalled":
                 self.messages.append(" ".join(str(a.get("value", a.get("description"))) for a in answer["params"]["args"]))  # fmt: skip
             if answer.get("method") == "Runtime.exceptionThrown":

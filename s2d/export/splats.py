@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 
 from s2d.files import atomic_write_bytes
 from s2d.gaussians import Gaussians
+from s2d.log import logger
 from s2d.sh import sh0_to_rgb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +30,8 @@ FORMATS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "splat": (".splat", None),
     "compressed-ply": (".compressed.ply", ()),
     "spz": (".spz", ("--spz-version", "3")),  # version 4 is newer than most readers
-    "sog": (".sog", ("--gpu", "cpu")),  # the GPU path needs a WebGPU driver and gives the same file
     "glb": (".glb", ()),
+    "sog": (".sog", ()),
 }
 SPLAT_RECORD = np.dtype(
     [("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)]
@@ -60,10 +62,21 @@ def write_splats(gaussians: Gaussians, path: Path, format: str) -> Path:
         atomic_write_bytes(path, _splat_bytes(gaussians))
         return path
     with tempfile.TemporaryDirectory(prefix="s2d-export-") as folder:
-        source = gaussians.save_ply(Path(folder) / "scene.ply")
+        # Readers of a PLY normalise rotations; some of those of other formats take them as they are.
+        unit = replace(gaussians.detached(), quats=F.normalize(gaussians.quats.detach(), dim=1))
+        source = unit.save_ply(Path(folder) / "scene.ply")
         suffix, flags = FORMATS[format]
         target = Path(folder) / f"out{suffix}"  # splat-transform goes by the suffix
-        run_splat_transform(*flags, source, target)
+        try:
+            run_splat_transform(*flags, source, target)
+        except ValueError:
+            if format != "sog":
+                raise
+            # It clusters colours on a GPU by WebGPU, and does not look for another way where there is none.
+            logger.info(
+                "sog: no GPU that splat-transform can use; the CPU takes minutes for 50,000 Gaussians"
+            )
+            run_splat_transform("--gpu", "cpu", source, target)
         atomic_write_bytes(path, target.read_bytes())
     return path
 
