@@ -82,9 +82,9 @@ def test_support_and_filter_go_on_in_stage_3(started, tiny_scene, tmp_path):
     assert len(support) == after.num
     assert float(support.min()) >= 0 and float(support.max()) <= 4
     assert not torch.equal(support, support.round())  # fixed views have their share
-    # The filter was taken off and put on again, not put on twice: sizes stay. Measured: TO_MEASURE.
+    # The filter was taken off and put on again: sizes stay. Measured 1.001; put on twice it is 1.196.
     ratio = (after.log_scales - splat.log_scales).exp().median()
-    assert float(ratio) == pytest.approx(1.0, abs=0.1)
+    assert float(ratio) == pytest.approx(1.0, abs=0.05)
 
 
 def test_without_support_the_ply_is_as_ever(started, tiny_scene, tmp_path):
