@@ -15,7 +15,7 @@ import json
 import struct
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -79,7 +79,9 @@ def read_back(path: Path, format: str) -> Gaussians:
         return read_glb(path)
     target = path.with_name(f"{format}-back.ply")
     run_splat_transform(path, target)
-    return Gaussians.load_ply(target)
+    gaussians = Gaussians.load_ply(target)
+    # An opacity of 255 in 8 bits comes back as an infinite logit, which the rasteriser leaves out.
+    return replace(gaussians, opacity_logits=gaussians.opacity_logits.clamp(-20.0, 20.0))
 
 
 def compare(gaussians: Gaussians, other: Gaussians, cameras) -> list[float]:

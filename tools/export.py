@@ -42,7 +42,7 @@ from s2d.export.paths import PathKind
 from s2d.gaussians import Gaussians
 from s2d.images import image_writer
 from s2d.layers.levels import gaussians_of_level
-from s2d.layers.manifest import load_levels
+from s2d.layers.manifest import layers_folder, load_levels
 from s2d.log import logger, setup_logging
 from s2d.model_folder import render_name
 
@@ -212,11 +212,6 @@ def gaussians_of(model: Path, level: int | None) -> Gaussians:
     if folder == model and model.is_dir():  # a folder of layers alone
         return gaussians_of_level(folder, len(load_levels(folder)) - 1)
     return load_model(model)
-
-
-def layers_folder(model: Path) -> Path:
-    """Where the layers of a model are: the folder itself, or stage 3's in OUT."""
-    return model if (model / "levels.json").is_file() else model / "stage3" / "layers"
 
 
 def default_folder(model: Path) -> Path:

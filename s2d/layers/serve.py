@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s2d.cameras import Cameras
-from s2d.layers.manifest import MANIFEST, load_levels, parse_levels
+from s2d.layers.manifest import MANIFEST, layers_folder, load_levels, parse_levels
 from s2d.log import logger
 
 if TYPE_CHECKING:
@@ -128,8 +128,7 @@ def serve(source: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
         import uvicorn
     except ImportError as error:
         raise _not_installed(error) from error
-    source = Path(source)
-    folder = source if (source / MANIFEST).is_file() else source / "stage3" / "layers"
+    folder = layers_folder(source)
     # A page elsewhere must not reach this server through a name that it points here (DNS rebinding).
     hosts = LOOPBACK if host in LOOPBACK else ("*",)
     app = build_app(folder, find_cameras(folder), hosts)

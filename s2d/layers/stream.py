@@ -19,7 +19,6 @@ from torch import Tensor
 from s2d.files import atomic_write_bytes
 from s2d.gaussians import Gaussians
 from s2d.layers.manifest import MANIFEST, Levels, parse_levels
-from s2d.layers.records import HEADER
 from s2d.layers.rows import concatenate, level_opacities
 from s2d.log import logger
 
@@ -62,7 +61,7 @@ def shown_from_prefix(
     Raises:
         ValueError: A chunk is damaged; names file and chunk.
     """
-    parts: list[Gaussians] = [_no_gaussians(levels.sh_degree)]
+    parts: list[Gaussians] = []
     logits: Tensor = torch.zeros(0)
     level, share = -1, 0.0
     for k, entry in enumerate(levels.levels):
@@ -71,10 +70,10 @@ def shown_from_prefix(
             below = levels.opacities(k, data.get(entry.opacity_file, b""), partial=True)
             if len(below) < entry.start:
                 break
-        content, wanted = data.get(entry.rows_file, b""), entry.stop - entry.start
-        rows = parts[0]
-        if _begins_with_a_chunk(content):
-            rows = levels.rows(k, content, partial=True)
+        rows, wanted = (
+            levels.rows(k, data.get(entry.rows_file, b""), partial=True),
+            entry.stop - entry.start,
+        )
         parts.append(rows)
         if rows.num == wanted:
             logits = level_opacities([logits, rows.opacity_logits], [None, below])
@@ -88,16 +87,6 @@ def shown_from_prefix(
     gaussians = concatenate(parts)
     gaussians.opacity_logits = logits
     return level, share, gaussians
-
-
-def _begins_with_a_chunk(data: bytes | bytearray) -> bool:
-    return len(data) >= HEADER.size and len(data) >= HEADER.size + HEADER.unpack_from(data)[1]
-
-
-def _no_gaussians(sh_degree: int) -> Gaussians:
-    none = torch.zeros(0, 3)
-    rest = torch.zeros(0, (sh_degree + 1) ** 2 - 1, 3)
-    return Gaussians(none, none, torch.zeros(0, 4), torch.zeros(0), none[:, None], rest)
 
 
 def _between(old: Tensor, new: Tensor, share: float) -> Tensor:
