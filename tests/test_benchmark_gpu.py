@@ -168,9 +168,9 @@ def test_the_fixer(tmp_path, monkeypatch):
 
 def test_the_large_network_has_the_size_of_sd_turbo():
     """The published UNet has 865.9 million parameters, the VAE 83.65 million; our skips are half a million more."""
-    with torch.device("meta"):
-        from s2d.fixer.network.model import MultiViewUNet, SkipAutoencoder
+    from s2d.fixer.network.model import MultiViewUNet, SkipAutoencoder
 
+    with torch.device("meta"):
         unet = MultiViewUNet(**gpu_fixer.UNET)
         vae = SkipAutoencoder(1.0, 1e-5, **gpu_fixer.VAE)
     assert sum(p.numel() for p in unet.parameters()) == pytest.approx(865.9e6, rel=1e-4)
