@@ -20,6 +20,7 @@ from s2d.layers.pyramid import View
 from s2d.layers.task import LayerTask, TrainedLayers, initial_rows
 from s2d.layers.training import new_rows, train_layers
 from s2d.ply_io import PointCloud
+from s2d.refinement import Refinement, RefinementRates
 from s2d.sampling import ViewSampler
 from s2d.scene import load_scene, retriangulate
 from s2d.training import start_run
@@ -371,6 +372,43 @@ def test_interrupted_layers_end_with_the_same_bits(
             assert torch.equal(getattr(ours, name), tensor), name
     assert torch.equal(layers.opacities[1], trained[0].opacities[1])
     assert run.history["loss"] == trained[1].history["loss"]
+
+
+def test_cameras_and_pseudo_views_go_from_layer_to_layer(tiny_task, tmp_path):
+    """Learned cameras are carried over, in pixels of each layer's resolution; a finished layer is not trained again."""
+    rates = RefinementRates.of_flags(pose=True, focal=True, exposure=True)
+    kept = tiny_task.kept
+
+    def views(is_kept, name):
+        view = tiny_task.views(True, name if is_kept else kept.names[0])
+        if is_kept:
+            return view
+        return View(
+            view.camera.renamed(["pseudo"]), view.target, torch.full_like(view.target[..., :1], 0.4)
+        )
+
+    task = replace(
+        tiny_task,
+        flags=LayerFlags(layers=(3.0, 1.0), layer_iters=(25,)),
+        views=views,
+        novel=("pseudo",),
+        alpha=0.8,
+        refinement_rates=rates,
+    )
+    plan, none = plan_layers(task.flags, 300), TrainedLayers.load(None, 2)
+    _, run = train_layers(task, plan, none, tmp_path, 0, Refinement(kept, 3.0, rates))
+    moved = run.refinement.cameras()
+    assert not torch.equal(moved.viewmats, kept.viewmats)
+    # Pixels of the wrong resolution would ask for a focal length that is three times another.
+    assert float((moved.Ks[:, 0, 0] / kept.Ks[:, 0, 0] - 1).abs().max()) < 0.03
+    assert 0 < run.sampler.kept_share < 1
+    saved = torch.load(tmp_path / "layer_0.pth", weights_only=True)["refinement"]
+    between = Refinement.from_state(saved, rates, with_optimizer=True).cameras()
+    assert not torch.equal(between.viewmats, kept.viewmats)
+    assert not torch.equal(between.viewmats, moved.viewmats)
+    _, again = train_layers(task, plan, none, tmp_path)
+    assert torch.equal(again.refinement.cameras().viewmats, moved.viewmats)
+    assert torch.equal(again.gaussians.means, run.gaussians.means)
 
 
 def test_layers_can_start_from_the_levels_of_an_initialiser(tiny_task, trained, tmp_path):
