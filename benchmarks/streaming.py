@@ -46,8 +46,11 @@ from s2d.metrics import psnr
 from s2d.rasterize import rasterize
 from tests.layer_server import running
 
-PIECE = 4096  # bytes between two waits: a thirtieth of a second at 1 Mbit/s
-MARKS = (25.0, 30.0)  # dB
+PIECE_SECONDS = 0.02  # of the link between two waits
+CATCH_UP_SECONDS = (
+    0.1  # what a busy machine was late is sent at once; a real link's buffer does the same
+)
+MARKS = (20.0, 25.0, 30.0)  # dB
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,13 @@ class SlowLink:
     async def __call__(self, scope, receive, send) -> None:
         async def slowly(message) -> None:
             body = message.get("body", b"")
-            for at in range(0, len(body), PIECE):
-                piece = body[at : at + PIECE]
-                self.free_at = max(self.free_at, time.monotonic()) + len(piece) / self.rate
+            step = max(1, round(PIECE_SECONDS * self.rate))
+            for at in range(0, len(body), step):
+                piece = body[at : at + step]
+                earliest = time.monotonic() - CATCH_UP_SECONDS
+                self.free_at = max(self.free_at, earliest) + len(piece) / self.rate
                 await asyncio.sleep(self.free_at - time.monotonic())
-                more = message.get("more_body", False) or at + PIECE < len(body)
+                more = message.get("more_body", False) or at + step < len(body)
                 await send({**message, "body": piece, "more_body": more})
             if not body:
                 await send(message)
@@ -108,8 +113,8 @@ def main(cfg: Config) -> Path:
         sorted_rows = finest.opacity_logits.argsort(descending=True)
         write_levels(folder / "flat", [pick_rows(finest, sorted_rows)], [None], [1.0], best)
         finest.save_ply(folder / "ply" / "scene.ply")
-        print("| link | what | MB | first image | its PSNR | 25 dB | 30 dB | all |")
-        print("|---|---|---|---|---|---|---|---|")
+        print("| link | what | MB | first image | its PSNR | 20 dB | 25 dB | 30 dB | all |")
+        print("|---|---|---|---|---|---|---|---|---|")
         for rate in cfg.rates:
             for what, fetch in (
                 ("layers", layered),

@@ -11,7 +11,7 @@ from layer_server import running, write_small_levels
 from s2d.layers.levels import gaussians_of_level
 from s2d.layers.manifest import MANIFEST, load_levels
 from s2d.layers.records import Encoding
-from s2d.layers.serve import build_app
+from s2d.layers.serve import build_app, serve
 from s2d.layers.stream import Bandwidth, LayerStream, shown_from_prefix
 
 ENCODINGS = [Encoding(), Encoding("quantised", "uint8", "zstd")]
@@ -250,6 +250,14 @@ def test_bandwidth_follows_what_the_link_does_now():
     for _ in range(50):  # five seconds of a tenth: what came before counts a 32nd
         measured.add(100, 0.1)
     assert 1000 < measured.bytes_per_second < 1400
+
+
+def test_a_port_that_is_taken_and_a_folder_without_layers_say_what_to_do(server, folder, tmp_path):
+    port = int(server.url.split(":")[2].strip("/"))
+    with pytest.raises(ValueError, match="Give another --port"):
+        serve(folder, port=port)
+    with pytest.raises(FileNotFoundError, match=r"tools/layers\.py"):
+        serve(tmp_path)
 
 
 def test_no_server_and_wrong_folder_say_what_to_do(server, tmp_path, monkeypatch):

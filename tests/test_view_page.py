@@ -123,7 +123,7 @@ def test_the_page_in_a_browser_refines_and_shows_what_we_render(browser, viewer,
             assert state["error"] is None and not browser.messages
             ours = rasterize(gaussians_of_level(tmp_path, level), cameras.select([name])).rgb[0]
             assert (state["level"], state["gaussians"]) == (level, [1500, 4000, 5200][level])
-            # Measured 45 dB; a camera half a pixel off gives 31, blur left out 33.
-            assert psnr(browser.screenshot(), ours.clamp(0, 1)) > 40
+            # Measured 45 dB. Half a pixel beside it would be 39, without view-dependent colours 35.
+            assert psnr(browser.screenshot(), ours.clamp(0, 1)) > 41
         # The last visit went over level 0 and 1: something was shown before all was there.
         assert state["updates"] >= 3 and state["firstFrameMs"] > 0

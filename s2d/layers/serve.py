@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 VIEWER_DIR = Path(__file__).resolve().parents[2] / "build" / "viewer"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 FOREVER = "public, max-age=31536000, immutable"
 ASK_EACH_TIME = "no-cache"
 # Nothing but its own scripts: what is shown came with the page, and it talks to this server alone.
@@ -139,8 +139,7 @@ def serve(source: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
         raise ValueError(
             f"Cannot listen on {host}:{port}: the port is taken or the address is not this machine's. Give another --port, or 0."
         ) from error
-    shown = f"[{host}]" if ":" in host else host
-    logger.info("%s: http://%s:%d/ (Ctrl-C ends it)", folder, shown, listening.getsockname()[1])
+    logger.info("%s: http://%s:%d/ (Ctrl-C ends it)", folder, host, listening.getsockname()[1])
     if host not in LOOPBACK:
         logger.warning("Anyone who reaches %s can see these layers.", host)
     uvicorn.Server(config).run(sockets=[listening])

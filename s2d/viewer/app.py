@@ -40,12 +40,13 @@ class Viewer:
         self.folder, self.photos = folder, photos
         self.cameras = None
         self._shown: tuple[str, Path, float] | None = None
+        self._frusta: dict[str, viser.CameraFrustumHandle] = {}
         self.server = viser.ViserServer(host=host, port=port, label="S2D", verbose=False)
         gui = self.server.gui
         self.status = gui.add_markdown("Waiting for the first checkpoint …")
         self.what = gui.add_dropdown("Show", (NEWEST,))
         self.frusta = gui.add_checkbox("Cameras", True)
-        self.frusta.on_update(lambda _: self._show_frusta())
+        self.frusta.on_update(lambda _: self._hide_frusta(None))
         self.view = gui.add_dropdown("View", ("none",))
         with gui.add_folder("Fixer, before and after"):
             self.left = gui.add_dropdown("Left", ("before: stage 1",))
@@ -63,7 +64,7 @@ class Viewer:
             self.cameras, self.num_kept = found
             self.server.scene.set_up_direction(up_axis(self.cameras.viewmats).tolist())
             self.view.options = self.cameras.names
-            self._show_frusta()
+            self._add_frusta()
         try:
             choices = self.folder.choices()
             if choices and tuple(choices) != tuple(self.what.options):
@@ -95,9 +96,7 @@ class Viewer:
             opacities=opacities[chosen, None].numpy(),
         )
 
-    def _show_frusta(self) -> None:
-        if self.cameras is None:
-            return
+    def _add_frusta(self) -> None:
         world_from_cam = invert_rigid(self.cameras.viewmats)
         for row, camera in enumerate(self.cameras):
             name, is_kept = camera.names[0], row < self.num_kept
@@ -114,11 +113,18 @@ class Viewer:
                 visible=self.frusta.value,
             )
             frustum.on_click(lambda event, name=name: self._go_to(event.client, name))
+            self._frusta[name] = frustum
+
+    def _hide_frusta(self, looked_through: str | None) -> None:
+        """The photo of the camera that is looked through would cover what it shows."""
+        for name, frustum in self._frusta.items():
+            frustum.visible = self.frusta.value and name != looked_through
 
     def _go_to(self, client: "viser.ClientHandle | None", name: str) -> None:
         """Look through a camera: viser's has OpenCV's axes too, camera to world."""
         if client is None or self.cameras is None or name not in self.cameras.names:
             return
+        self._hide_frusta(name)
         camera = self.cameras.select([name])
         world_from_cam = invert_rigid(camera.viewmats)[0]
         with client.atomic():  # else the browser turns around the old point on its way
