@@ -169,7 +169,7 @@ def optimise_view(
     loss = photometric_loss(rgb, target, ssim_weight, gradient_weight)
     if not bool(torch.isfinite(loss)):
         _raise_not_finite(run, target, camera.names[0])
-    extra = strategies and strategies.extra_loss(view, camera, target, sh_degree, run.step)
+    extra = strategies and strategies.extra_loss(view, camera, target, sh_degree, refined, run.step)
     (loss if extra is None else loss + extra).backward()
     state = run.densify_state
     view.update(

@@ -18,7 +18,7 @@ from s2d.strategies.floaters import floaters
 from s2d.strategies.opacity_decay import decay_opacity
 from s2d.strategies.residual import most_wanted, residual_scores
 from s2d.strategies.settings import Strategy
-from s2d.strategies.support import Support
+from s2d.strategies.support import Support, draw_support
 from s2d.strategies.view import StrategyView
 
 WIDTH, HEIGHT, FOCAL = 32, 24, 30.0
@@ -95,7 +95,7 @@ def test_dropout_keeps_the_mean_logarithm_of_the_transmittance(generator):
 def test_what_is_left_out_is_not_drawn_and_not_trained(generator):
     gaussians = blobs(generator)
     gaussians.opacity_logits.requires_grad_()
-    kept = dropout.draw_kept(gaussians.num, 0.5, generator)
+    kept = dropout.draw_kept(gaussians.opacity_logits, 0.5, generator)
     assert 0 < int(kept.sum()) < gaussians.num
     drawn = Gaussians(**gaussians.tensors())
     drawn.opacity_logits = dropout.dropped_logits(gaussians.opacity_logits, kept, 0.5)
@@ -190,6 +190,20 @@ def test_support_counts_views_and_the_share_of_kept_weight(generator):
     assert support.weights.shape == (3, 2)
 
 
+def test_support_is_painted_from_red_to_green(generator):
+    gaussians = blobs(generator, 1)
+    gaussians.means.zero_()
+    gaussians.log_scales.fill_(1.0)  # fills the picture
+    gaussians.opacity_logits.fill_(12.0)
+    expected = {0.0: (1, 0, 0), 0.5: (1, 0.5, 0), 1.0: (1, 1, 0), 1.5: (0.5, 1, 0), 5.0: (0, 1, 0)}
+    for value, colour in expected.items():
+        image = draw_support(gaussians, torch.tensor([value]), camera())
+        # The rasteriser's largest opacity is 0.99.
+        torch.testing.assert_close(
+            image[HEIGHT // 2, WIDTH // 2], torch.tensor(colour).float(), atol=0.02, rtol=0
+        )
+
+
 # ---- floaters --------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +280,15 @@ def test_relocation_moves_the_dead_and_grows_to_the_budget(generator):
     # Measured 0.016 at most; without the correction 0.15.
     before, after = rasterize(old, camera()).rgb, rasterize(gaussians.detached(), camera()).rgb
     assert float((before - after).abs().max()) < 0.05
+
+
+def test_where_all_are_dead_or_nothing_is_to_be_done_rows_stay(generator):
+    gaussians = blobs(generator, 6)
+    optimizer = create_optimizer(gaussians, LearningRates(), 1.0)
+    for logits, growth in ((-9.0, 0.5), (2.0, 0.0)):
+        gaussians.opacity_logits.data.fill_(logits)
+        state = mcmc.relocate_and_grow(gaussians, optimizer, growth, 100, generator)
+        assert state.parents.tolist() == [0, 1, 2, 3, 4, 5] and gaussians.num == 6
 
 
 def test_noise_moves_the_faint_only(generator):

@@ -1,5 +1,7 @@
 """The strategies of one run: what a training step calls, and what of it must be saved."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +11,8 @@ from s2d.cameras import Cameras
 from s2d.densify import DensifyPolicy, DensifyState, densify_and_prune, prune
 from s2d.gaussians import Gaussians
 from s2d.optim import SparseGaussianAdam
-from s2d.rasterize import CameraTensors, TrainingView, rasterize, training_view
+from s2d.rasterize import TrainingView, rasterize, training_view
+from s2d.refinement import RefinedView
 from s2d.strategies import averaging, binocular, dropout, smoothing, support
 from s2d.strategies.averaging import Average
 from s2d.strategies.bounds import bound_scales
@@ -53,7 +56,7 @@ class ActiveStrategies:
         self.last_step = last_step
         self.generator = torch.Generator().manual_seed(seed)
         self.average = Average()
-        self.support = Support(gaussians.num)
+        self.support = Support(gaussians.num, gaussians.means.device)
         self._variances: Tensor | None = None
 
     # ------------------------------------------------------------------------------------------------------- one step
@@ -63,7 +66,7 @@ class ActiveStrategies:
         gaussians: Gaussians,
         camera: Cameras,
         sh_degree: int,
-        refined: CameraTensors | None,
+        refined: RefinedView | None,
         step: int,
     ) -> TrainingView | StrategyView:
         """Render a training view as the strategies want it."""
@@ -82,7 +85,7 @@ class ActiveStrategies:
             )
         rate = dropout.drop_rate(settings.dropout, step / self.last_step)
         if rate > 0:
-            kept = dropout.draw_kept(gaussians.num, rate, self.generator)
+            kept = dropout.draw_kept(drawn.opacity_logits, rate, self.generator)
             drawn.opacity_logits = dropout.dropped_logits(drawn.opacity_logits, kept, rate)
         return StrategyView(gaussians, drawn, camera, sh_degree, refined)
 
@@ -92,6 +95,7 @@ class ActiveStrategies:
         camera: Cameras,
         photo: Tensor,  # [H, W, 3]
         sh_degree: int,
+        refined: RefinedView | None,
         step: int,
     ) -> Tensor | None:
         """Sum of the strategies' terms for this view; None where there are none."""
@@ -103,7 +107,7 @@ class ActiveStrategies:
             return sum(terms) if terms else None
         depth, alpha = view.depth.squeeze(-1), view.alpha.squeeze(-1)
         if settings.depth_weight or settings.normal_weight:
-            hint = self.evidence.depths[camera.names[0]]
+            hint = [picture.to(depth.device) for picture in self.evidence.depths[camera.names[0]]]
             if settings.depth_weight:
                 loss = depth_loss if settings.depth_loss == "inverse" else pearson_loss
                 terms.append(settings.depth_weight * loss(depth, alpha, *hint))
@@ -114,14 +118,20 @@ class ActiveStrategies:
         if settings.smooth_weight:
             terms.append(settings.smooth_weight * smoothness_loss(depth, alpha, photo))
         if self._binocular(camera, step):
+            gain = None
+            if refined is not None:  # as a constant: the view itself moves it
+                viewmat, K = refined.viewmat.detach(), refined.K.detach()
+                camera = replace(camera, viewmats=viewmat[None], Ks=K[None])
+                gain = refined.gain
             shift = binocular.draw_shift(depth, camera, self.generator)
             beside = rasterize(
                 view.drawn, binocular.shifted_camera(camera, shift), sh_degree=sh_degree
             )
             view.add_seen(beside.radii.squeeze(0))
-            loss = binocular.binocular_loss(
-                beside.rgb.squeeze(0), depth, photo, float(camera.Ks[0, 0, 0]), shift
-            )
+            image = beside.rgb.squeeze(0)
+            image = image if gain is None else image * gain.detach()
+            focal = float(camera.Ks[0, 0, 0])
+            loss = binocular.binocular_loss(image, depth, photo, focal, shift)
             terms.append(settings.binocular_weight * loss)
         return sum(terms) if terms else None
 
@@ -139,7 +149,7 @@ class ActiveStrategies:
             decay_opacity(gaussians.opacity_logits, settings.opacity_decay)
         if settings.max_scale or settings.max_elongation:
             largest = settings.max_scale * self.scene_extent
-            log_largest = float(torch.tensor(largest).log()) if settings.max_scale else None
+            log_largest = math.log(largest) if largest > 0 else None
             bound_scales(gaussians.log_scales, log_largest, settings.max_elongation)
         if settings.grow == "mcmc":
             rates = {group["name"]: group["lr"] for group in optimizer.param_groups}

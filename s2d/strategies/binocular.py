@@ -59,7 +59,7 @@ def warp_back(
     Differentiable in `image` and `depth`.
     """
     height, width = depth.shape
-    xy = pixel_grid(width, height)
+    xy = pixel_grid(width, height, depth.device, depth.dtype)
     columns = xy[..., 0] - focal * shift / depth.clamp(min=1e-6)
     # grid_sample's -1 and 1 are the outer edges of the border pixels, as ours are 0 and the width.
     grid = torch.stack([2 * columns / width - 1, 2 * xy[..., 1] / height - 1], -1)

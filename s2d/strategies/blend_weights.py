@@ -29,16 +29,16 @@ def blend_weights(
         Σ_u w_k(u) p(u), in pixels; 0 for Gaussians that are not seen. [N, 3]
     """
     values = gaussians.detached()
-    num = values.num
+    num, device = values.num, values.means.device
     # Mid-grey, degree 0: the rasteriser's clamp at black is far away and lets every gradient through.
-    sh0 = torch.zeros(num, 1, 3, requires_grad=True)
+    sh0 = torch.zeros(num, 1, 3, device=device, requires_grad=True)
     grey = Gaussians(
         values.means,
         values.log_scales,
         values.quats,
         values.opacity_logits,
         sh0,
-        torch.zeros(num, 0, 3),
+        torch.zeros(num, 0, 3, device=device),
     )
     with torch.enable_grad():
         rgb = rasterize(grey, camera).rgb.squeeze(0)

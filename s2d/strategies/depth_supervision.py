@@ -102,7 +102,8 @@ def normals_of(
         - where they are known [H-1, W-1] bool: three depths, of one surface
     """
     height, width = depth.shape
-    rays = F.pad(pixel_grid(width, height), (0, 1), value=1.0) @ torch.linalg.inv(K).mT
+    grid = pixel_grid(width, height, depth.device, depth.dtype)
+    rays = F.pad(grid, (0, 1), value=1.0) @ torch.linalg.inv(K).mT
     points = rays * depth[..., None]
     here, right, below = points[:-1, :-1], points[:-1, 1:], points[1:, :-1]
     # Right x below points away from the camera, below x right towards it.

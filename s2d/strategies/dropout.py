@@ -20,9 +20,14 @@ def drop_rate(largest: float, progress: float) -> float:
     return largest * min(max(progress, 0.0), 1.0)
 
 
-def draw_kept(num: int, rate: float, generator: torch.Generator) -> Tensor:
+def draw_kept(
+    opacity_logits: Tensor,  # [N]
+    rate: float,
+    generator: torch.Generator,
+) -> Tensor:
     """Which Gaussians stay in this step. [N] bool"""
-    return torch.rand(num, generator=generator) >= rate
+    drawn = torch.rand(len(opacity_logits), generator=generator) >= rate
+    return drawn.to(opacity_logits.device)
 
 
 def dropped_logits(

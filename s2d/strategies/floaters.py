@@ -36,14 +36,18 @@ def floaters(
         True for floaters. [N] bool
     """
     reach = 2.0 * gaussians.log_scales.detach().amax(1).exp()
-    balance = torch.zeros(gaussians.num)  # support minus contradiction
+    means = gaussians.means.detach()
+    balance = torch.zeros_like(reach)  # support minus contradiction
     for camera, depth, confidence in views:
-        xy, z = project(gaussians.means.detach(), camera.Ks[0], camera.viewmats[0])
+        there = camera.to(means.device)
+        xy, z = project(means, there.Ks[0], there.viewmats[0])
         width, height = camera.sizes[0]
         inside = (z > 0) & (xy > 0).all(1) & (xy[:, 0] < width) & (xy[:, 1] < height)
         rows = inside.nonzero()[:, 0]
         column, line = xy[rows].long().unbind(1)
-        surface, weight = depth[line, column], confidence[line, column]
+        surface, weight = (
+            picture.to(means.device)[line, column] for picture in (depth, confidence)
+        )
         slack = tolerance * surface + reach[rows]
         at_surface = (z[rows] - surface).abs() <= slack
         in_front = z[rows] < surface - slack

@@ -44,13 +44,14 @@ def shared_shape(
     copies = copies.clamp(1, MAX_COPIES)
     old = opacities.double().clamp(1e-6, 1 - 1e-6)
     new = 1 - (1 - old) ** (1 / copies.double())
-    k = torch.arange(1, MAX_COPIES + 1, dtype=torch.float64)
+    k = torch.arange(1, MAX_COPIES + 1, dtype=torch.float64, device=opacities.device)
     table = torch.tensor(
         [
             [math.comb(n, j) * (-1.0) ** (j - 1) for j in range(1, MAX_COPIES + 1)]
             for n in range(MAX_COPIES + 1)
         ],
         dtype=torch.float64,
+        device=opacities.device,
     )
     total = (table[copies] * new[:, None] ** k / k.sqrt()).sum(1)
     return new.float(), (old / total).float()
@@ -74,18 +75,18 @@ def relocate_and_grow(
     Returns:
         Fresh statistics for the new rows.
     """
-    num = gaussians.num
+    num, device = gaussians.num, gaussians.means.device
     opacities = torch.sigmoid(gaussians.opacity_logits.detach())
     alive = opacities > DEAD_OPACITY
-    if not bool(alive.any()):
-        return DensifyState.zeros(num)
+    same = torch.arange(num, device=device)
     added = max(0, min(int(growth * num), max_gaussians - num))
     dead = (~alive).nonzero()[:, 0]
-    if len(dead) + added == 0:
-        return DensifyState.zeros(num)
-    chance = torch.where(alive, opacities, torch.zeros_like(opacities))
+    if len(dead) == num or len(dead) + added == 0:  # nobody to follow, or nothing to do
+        return DensifyState.zeros(num, device, same)
+    chance = torch.where(alive, opacities, torch.zeros_like(opacities)).cpu()
     drawn = torch.multinomial(chance, len(dead) + added, replacement=True, generator=generator)
-    source = torch.cat([torch.arange(num), drawn[len(dead) :]])  # row of the old one, per new row
+    drawn = drawn.to(device)
+    source = torch.cat([same, drawn[len(dead) :]])  # row of the old one, per new row
     source[dead] = drawn[: len(dead)]
     copies = source.bincount(minlength=num)
     new_opacity, factor = shared_shape(opacities, copies)
@@ -108,7 +109,7 @@ def relocate_and_grow(
         return new
 
     update_rows(gaussians, optimizer, values, moments)
-    return DensifyState.zeros(gaussians.num, parents=source)
+    return DensifyState.zeros(gaussians.num, device, source)
 
 
 @torch.no_grad()
@@ -130,7 +131,7 @@ def add_noise(
     weight = torch.sigmoid(SHARPNESS * (DEAD_OPACITY - opacities[rows]))
     rotation = quat_to_rotation(gaussians.quats[rows])
     variances = (2 * gaussians.log_scales[rows]).exp()
-    noise = torch.randn(len(rows), 3, 1, generator=generator)
+    noise = torch.randn(len(rows), 3, 1, generator=generator).to(variances.device)
     moved = (rotation @ (variances[:, :, None] * (rotation.mT @ noise)))[:, :, 0]
     scale = NOISE * (rate / scene_extent) / scene_extent
     gaussians.means[rows] += scale * weight[:, None] * moved

@@ -28,7 +28,7 @@ def residual_scores(gaussians: Gaussians, photos: Iterable[tuple[Cameras, Tensor
         In pixels times colour difference, >= 0. [N]
     """
     values = gaussians.detached()
-    scores = torch.zeros(values.num)
+    scores = torch.zeros(values.num, device=values.means.device)
     for camera, photo in photos:
         error = (rasterize(values, camera).rgb.squeeze(0) - photo).abs().mean(-1, keepdim=True)
         torch.maximum(
@@ -45,6 +45,6 @@ def most_wanted(
     """Choose the Gaussians with the largest scores above 0: at most a share `growth`, and no more than the budget has room for. [N] bool"""
     num = len(scores)
     count = max(0, min(int(growth * num), max_gaussians - num, int((scores > 0).sum())))
-    chosen = torch.zeros(num, dtype=torch.bool)
+    chosen = torch.zeros(num, dtype=torch.bool, device=scores.device)
     chosen[scores.topk(count).indices] = True
     return chosen

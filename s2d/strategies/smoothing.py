@@ -24,15 +24,15 @@ def filter_variances(
     cameras: Cameras,
 ) -> Tensor:
     """Variance of each Gaussian's filter in squared world units; of one that no camera sees, the smallest of all. [N]"""
-    rates = torch.zeros(len(means))
-    for camera in cameras:
+    rates = torch.zeros_like(means[:, 0])
+    for camera in cameras.to(means.device):
         xy, z = project(means, camera.Ks[0], camera.viewmats[0])
-        size = torch.tensor(camera.sizes[0], dtype=xy.dtype)
+        size = xy.new_tensor(camera.sizes[0])
         seen = (z > 0) & ((xy > -MARGIN * size) & (xy < (1 + MARGIN) * size)).all(1)
         rate = float(camera.Ks[0, 0, 0]) / z.clamp(min=1e-6)
         rates = torch.where(seen, torch.maximum(rates, rate), rates)
     if not bool((rates > 0).any()):
-        return torch.zeros(len(means))
+        return torch.zeros_like(rates)
     rates = torch.where(rates > 0, rates, rates.max())
     return VARIANCE / rates**2
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
+from s2d.rasterize import rasterize
+from s2d.sh import rgb_to_sh0
 from s2d.strategies.blend_weights import blend_weights
 
 EVERY = (
@@ -27,8 +29,8 @@ MIN_SEEN = 0.5
 class Support:
     """Sums of blending weights over training samples; one row per Gaussian."""
 
-    def __init__(self, num: int) -> None:
-        self.weights = torch.zeros(num, 2)  # of kept photos, of fixed views
+    def __init__(self, num: int, device: torch.device | str = "cpu") -> None:
+        self.weights = torch.zeros(num, 2, device=device)  # of kept photos, of fixed views
 
     def add(
         self,
@@ -39,7 +41,7 @@ class Support:
     ) -> None:
         """Take one training sample into the sums; `gradient_weight` as in the loss, None is 1 everywhere."""
         if gradient_weight is None:
-            gradient_weight = torch.ones(camera.height, camera.width, 1)
+            gradient_weight = self.weights.new_ones(camera.height, camera.width, 1)
         sums = blend_weights(gaussians, camera, gradient_weight.expand(-1, -1, 3))[:, 0]
         self.weights[:, 0 if is_kept else 1] += sums
 
@@ -49,9 +51,9 @@ class Support:
 
     def of(self, gaussians: Gaussians, kept: Cameras) -> Tensor:
         """Support of each Gaussian, see the module's docstring; without any sample the share is 1. [N]"""
-        views = torch.zeros(gaussians.num)
+        views = torch.zeros_like(self.weights[:, 0])
         for camera in kept:
-            ones = torch.ones(camera.height, camera.width, 3)
+            ones = views.new_ones(camera.height, camera.width, 3)
             views += (blend_weights(gaussians, camera, ones)[:, 0] >= MIN_SEEN).float()
         total = self.weights.sum(1)
         share = torch.where(
@@ -64,3 +66,23 @@ class Support:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.weights = state["weights"].clone()
+
+
+def draw_support(
+    gaussians: Gaussians,
+    support: Tensor,  # [N]
+    camera: Cameras,
+) -> Tensor:
+    """Paint a view by what holds it up: red made up, yellow one photo, green two and more; black where nothing is drawn. [H, W, 3]"""
+    level = support.clamp(0, 2)
+    colours = torch.stack([(2 - level).clamp(max=1), level.clamp(max=1), 0 * level], -1)
+    values = gaussians.detached()
+    painted = Gaussians(
+        values.means,
+        values.log_scales,
+        values.quats,
+        values.opacity_logits,
+        rgb_to_sh0(colours)[:, None],
+        values.shN[:, :0],
+    )
+    return rasterize(painted, camera).rgb.squeeze(0)

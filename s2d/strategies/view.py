@@ -42,8 +42,8 @@ class StrategyView:
         """
         self.drawn = drawn
         self._leaves = leaves
-        self._half_size = torch.tensor([0.5 * camera.width, 0.5 * camera.height])
-        self._probe = torch.zeros(1, leaves.num, 2, requires_grad=True)
+        self._half_size = leaves.means.new_tensor([0.5 * camera.width, 0.5 * camera.height])
+        self._probe = leaves.means.new_zeros(1, leaves.num, 2).requires_grad_()
         viewmats = None
         if refined is not None:
             camera, viewmats = replace(camera, Ks=refined.K[None]), refined.viewmat[None]
