@@ -10,6 +10,8 @@ from fused_ssim import _native, fused_ssim, photometric_loss
 from native_build import compilers
 from torch import Tensor
 
+pytestmark = pytest.mark.usefixtures("every_device")
+
 # Around the window, the vectors' lanes, the kernel's steps of rows, and two tiles of columns.
 SIZES = [(1, 1), (1, 7), (7, 1), (5, 4), (11, 11), (33, 16), (37, 65), (101, 83), (18, 700)]
 
@@ -105,7 +107,8 @@ def test_upstream_gradient_scales() -> None:
     _, gradient = _value_and_gradient(rendered, target)
     leaf = rendered.clone().requires_grad_()
     (-3 * photometric_loss(leaf, target)).backward()
-    assert torch.equal(leaf.grad, -3 * gradient)
+    # The same bits on a CPU; on a GPU the factor goes in before the last rounding, measured 6e-8.
+    assert oracles.relative_l2(leaf.grad, -3 * gradient) < 1e-6
 
 
 def test_mirroring_and_turning_move_the_gradient_along() -> None:

@@ -10,6 +10,8 @@ import torch
 from fused_ssim import fused_ssim, ssim_map
 from torch import Tensor
 
+pytestmark = pytest.mark.usefixtures("every_device")
+
 
 def _images(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A smooth picture and a noisy copy, in [0, 1]."""

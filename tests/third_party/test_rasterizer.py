@@ -8,6 +8,8 @@ import torch
 from diff_gaussian_rasterization.general import rasterize_gaussians_raw
 from diff_gaussian_rasterization.reference import rasterize_reference
 
+pytestmark = pytest.mark.usefixtures("every_device")
+
 # name: (arguments of make_scene). Each stresses something of its own.
 SCENES = {
     "plain": {},

@@ -12,6 +12,8 @@ from simple_knn import knn
 from simple_knn._C import distCUDA2
 from torch import Tensor
 
+pytestmark = pytest.mark.usefixtures("every_device")
+
 
 def _cloud(kind: str, n: int) -> Tensor:
     g = torch.Generator().manual_seed(n)
