@@ -41,6 +41,16 @@ extern "C" __global__ void missing_barrier(float* out) {
   values[threadIdx.x] = -1.0f;
 }
 
+// The warps must wait for one another, not each for its own lanes.
+extern "C" __global__ void barrier_of_the_warp_alone(float* out) {
+  __shared__ float values[64];
+  values[threadIdx.x] = 1.0f;
+  __syncwarp();
+  out[threadIdx.x] = values[63 - threadIdx.x];
+  __syncthreads();
+  values[threadIdx.x] = 0.0f;
+}
+
 // No mistake here.
 extern "C" __global__ void together(float* out) {
   __shared__ int values[64];

@@ -1,4 +1,4 @@
-// Runs the threads of a block as fibers, each until it waits for others, and says when they can never come. Stricter than a GPU: a thread that
+// Runs the threads of a block as fibers, warp by warp, each until it waits for others, and says when they can never come. Stricter than a GPU: a thread that
 // has ended while others wait for it is an error, and so are two barriers of different lines that would release one another.
 //
 // Buffers from emulated_memory end where a page without access begins; a thread that touches one is stopped, and the launch fails.
@@ -157,6 +157,27 @@ bool release(int first) {
   return true;
 }
 
+// Run a warp until it waits for other warps. The others stand still meanwhile: a value that should have waited for them is then missing.
+// Returns false after an error.
+bool run_warp(unsigned warp, unsigned threads, bool backwards) {
+  const unsigned begin = warp * WARP_LANES, count = std::min<unsigned>(WARP_LANES, threads - begin);
+  for (bool released = true; released;) {
+    for (unsigned i = 0; i < count; ++i) {
+      const unsigned t = begin + (backwards ? count - 1 - i : i);
+      if (machine.fibers[t].state != READY) continue;
+      machine.current = static_cast<int>(t);
+      threadIdx = {t, 0, 0};
+      machine.scheduler.switch_to(machine.fibers[t].context);
+    }
+    released = false;
+    for (unsigned t = begin; t < begin + count; ++t) {
+      if (machine.fibers[t].state == WAITING && !is_of_block(machine.fibers[t].what)) released |= release(static_cast<int>(t));
+      if (!machine.error.empty()) return false;
+    }
+  }
+  return true;
+}
+
 // Returns false after an error.
 bool run_block(unsigned threads, bool backwards) {
   const size_t pitch = STACK_BYTES + PAGE;
@@ -168,13 +189,10 @@ bool run_block(unsigned threads, bool backwards) {
   }
   machine.fibers.assign(threads, Fiber{});
   for (unsigned t = 0; t < threads; ++t) machine.fibers[t].context.start(machine.stacks + t * pitch + PAGE, run_thread);
+  const unsigned warps = (threads + WARP_LANES - 1) / WARP_LANES;
   for (;;) {
-    for (unsigned i = 0; i < threads; ++i) {
-      const unsigned t = backwards ? threads - 1 - i : i;
-      if (machine.fibers[t].state != READY) continue;
-      machine.current = static_cast<int>(t);
-      threadIdx = {t, 0, 0};
-      machine.scheduler.switch_to(machine.fibers[t].context);
+    for (unsigned i = 0; i < warps; ++i) {
+      if (!run_warp(backwards ? warps - 1 - i : i, threads, backwards)) return false;
     }
     bool released = false;
     int waiting = -1;

@@ -56,14 +56,17 @@ def test_equals_the_cpu(name: str) -> None:
     with torch.no_grad():
         truth = rasterize_gaussians_raw(**single)
     assert truth.alpha.max() > 0.01  # there is something to see
-    assert_images_close(ours.images, truth, 1e-6)  # measured at most 3e-7
+    assert_images_close(
+        ours.images, truth, 1e-6
+    )  # measured 7e-7 for the alpha of "dust", else 2e-7
     # ceil() may fall either way of an integer: the CPU's exponential is its own.
     assert (ours.radii - truth.radii).abs().max() <= 1
     if name.startswith("deep"):
         assert ours.tile_begin.diff().max() > (512 if "stops" in name else 256)  # segments
     values = ours.gradients(*cotangents(truth))
     truths = oracles.gradients(rasterize_gaussians_raw, single)
-    # Measured at most 2e-5 ("needles"), else 4e-6.
+    # Measured 4e-5 for "one pixel", where the CPU's own rounding shows (the twin is met to 2e-6), 1.4e-5 where segments meet (what is
+    # behind a segment is a difference of sums), else 3e-6.
     oracles.assert_gradients_close(values, truths, 1e-4)
 
 
@@ -73,9 +76,12 @@ def test_equals_the_twin(name: str) -> None:
     ours = pipeline.render(scene)
     with torch.no_grad():
         truth = rasterize_reference(**scene)
-    assert_images_close(ours.images, truth, 1e-5)
+    assert_images_close(ours.images, truth, 1e-5)  # measured below 1e-6
     values = ours.gradients(*cotangents(truth))
-    oracles.assert_gradients_close(values, oracles.gradients(rasterize_reference, scene), 1e-4)
+    truths = oracles.gradients(rasterize_reference, scene)
+    oracles.assert_gradients_close(
+        values, truths, 1e-4
+    )  # measured 1.5e-5 in the deep ones, else 4e-6
 
 
 def test_finite_differences() -> None:
@@ -101,8 +107,8 @@ def test_finite_differences() -> None:
         ahead, behind = (loss(**{name: scene[name] + s * direction}) for s in (step, -step))
         slope = (ahead - behind) / (2 * step)
         report.append((name, slope, float((values[name].double() * direction).sum())))
-    # Measured at most 2e-3 of the larger of slope and 1: float32 images, and the third derivative.
-    assert all(abs(a - b) < 1e-2 * max(abs(b), 1.0) for _, a, b in report), report
+    # Measured at most 8e-4 of the larger of slope and 1: float32 images, and the third derivative.
+    assert all(abs(a - b) < 5e-3 * max(abs(b), 1.0) for _, a, b in report), report
 
 
 def test_order_of_threads_does_not_matter() -> None:
@@ -113,7 +119,7 @@ def test_order_of_threads_does_not_matter() -> None:
         assert torch.equal(a, b)
     weights = cotangents(one.images)
     values, truths = one.gradients(*weights), other.gradients(*weights)
-    oracles.assert_gradients_close(values, truths, 1e-6)  # measured at most 1.4e-7
+    oracles.assert_gradients_close(values, truths, 1e-6)  # measured at most 1.8e-7
 
 
 def test_wide_tile_numbers_and_rendering_alone_draw_the_same() -> None:
@@ -138,7 +144,7 @@ def test_gradient_of_each_image_alone(only: str) -> None:
         return out._replace(**{n: getattr(out, n).detach() for n in IMAGES if n != only})
 
     truths = oracles.gradients(one_image, oracles.cast(scene, torch.float32))
-    oracles.assert_gradients_close(values, truths, 1e-4)  # measured at most 2e-5, of depth
+    oracles.assert_gradients_close(values, truths, 1e-4)  # measured 4e-6 of depth, else 1e-6
 
 
 @pytest.mark.parametrize(("degree", "active"), [(0, 0), (1, 1), (1, 0), (2, 2), (2, 1), (3, 0)])
@@ -186,7 +192,7 @@ def test_what_the_inria_face_asks_for(shape: str, antialiasing: bool) -> None:
     given = {k: v for k, v in leaves.items() if v is not None}
     truths = dict(zip(given, torch.autograd.grad(loss, list(given.values())), strict=True))
     values = {k: v for k, v in ours.gradients(*weights).items() if k in truths}
-    oracles.assert_gradients_close(values, truths, 1e-5)  # measured at most 3e-6
+    oracles.assert_gradients_close(values, truths, 1e-5)  # measured at most 1.4e-6
 
 
 def test_poisoned_gaussians_are_not_drawn() -> None:
@@ -213,7 +219,7 @@ def test_poisoned_gaussians_are_not_drawn() -> None:
     assert all(torch.isfinite(value).all() for value in values.values())
     assert not values["means"][:poisoned].any()
     truths = oracles.gradients(rasterize_gaussians_raw, single)
-    oracles.assert_gradients_close(values, truths, 1e-5)
+    oracles.assert_gradients_close(values, truths, 1e-5)  # measured 2e-6
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -294,7 +300,7 @@ def test_a_training_step_without_autograd(
     scene = oracles.make_scene(degree=stored, num_gaussians=203, seed=60, size=(0.02, 0.2))
     scene["means"] = 2.5 * scene["means"]
     values, truths = _training_step(scene, active, penalty, with_depth)
-    # Adam divides by the root of v: where a gradient is nearly zero its rounding shows. Measured at most 1e-6.
+    # Adam divides by the root of v: where a gradient is nearly zero its rounding shows. Measured at most 2.3e-6.
     oracles.assert_gradients_close(values, truths, 1e-5)
 
 

@@ -50,8 +50,9 @@ def test_a_few_bytes_behind_the_end_are_noticed(mistakes) -> None:
         mistakes("write_behind", 33, threads=34)
 
 
-def test_a_missing_barrier_shows_in_another_order(mistakes) -> None:
-    results = [mistakes("missing_barrier", 64, backwards=backwards) for backwards in (False, True)]
+@pytest.mark.parametrize("kernel", ["missing_barrier", "barrier_of_the_warp_alone"])
+def test_a_missing_barrier_shows_in_another_order(mistakes, kernel: str) -> None:
+    results = [mistakes(kernel, 64, backwards=backwards) for backwards in (False, True)]
     assert not torch.equal(*results)
 
 

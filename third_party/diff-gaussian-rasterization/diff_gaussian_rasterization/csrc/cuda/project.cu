@@ -80,7 +80,7 @@ __device__ __forceinline__ int count_tiles(const Ellipse& ellipse, int width, in
 
 }  // namespace s2d
 
-extern "C" __global__ void __launch_bounds__(128) project_forward(
+extern "C" __global__ void __launch_bounds__(128, 6) project_forward(
     long long n, int num_coeffs, int degree, int activated, float scale_modifier, int width, int height, int inverse_depth,
     int antialiasing, const float* __restrict__ means, const float* __restrict__ log_scales, const float* __restrict__ quats,
     const float* __restrict__ opacity_logits, const float* __restrict__ sh0, const float* __restrict__ shN,

@@ -168,7 +168,7 @@ __device__ __forceinline__ void update_rows(const WarpRows& rows, RowLayout layo
   const AdamRates rates = {t.rates[0], t.rates[1], t.rates[2], t.rates[3], t.rates[4], t.rates[5]};
   const int64 begin = layout.width * rows.first;
   float *const param = t.param + begin, *const m = t.m + begin, *const v = t.v + begin;
-  rows.for_each(
+  rows.for_each<1>(
       layout.width,
       [&](int i) {
         unsigned seen = 0;

@@ -79,10 +79,11 @@ struct WarpRows {
   int count;      // of the rows that there are
   float* shared;  // room for 32 rows, on 16 bytes
 
-  // vector(i) for every four floats from i = 0, 4, ..., scalar(i) for what is left.
-  template <class Vector, class Scalar>
+  // vector(i) for every four floats from i = 0, 4, ..., scalar(i) for what is left. AHEAD: how many reads should be on their way at a time.
+  template <int AHEAD, class Vector, class Scalar>
   __device__ __forceinline__ void for_each(int width, const Vector& vector, const Scalar& scalar) const {
     const int total = count * width;
+#pragma unroll AHEAD
     for (int i = 4 * (threadIdx.x % WARP); i < total; i += 4 * WARP) {
       if (i + 4 <= total) {
         vector(i);
@@ -95,7 +96,7 @@ struct WarpRows {
   // Bring the rows of the lanes in `wanted`, and maybe some of their neighbours', to shared memory.
   __device__ __forceinline__ void stage(const float* __restrict__ tensor, RowLayout layout, unsigned wanted) const {
     const float* from = tensor + layout.width * first;
-    for_each(
+    for_each<4>(
         layout.width,
         [&](int i) {
           if (((wanted >> layout.row(i)) | (wanted >> layout.row(i + 3))) & 1) put_four(layout, i, *reinterpret_cast<const float4*>(from + i));
@@ -117,7 +118,7 @@ struct WarpRows {
   // From shared memory to the tensor.
   __device__ __forceinline__ void write(float* __restrict__ tensor, RowLayout layout) const {
     float* to = tensor + layout.width * first;
-    for_each(
+    for_each<1>(
         layout.width, [&](int i) { *reinterpret_cast<float4*>(to + i) = four(layout, i); },
         [&](int i) { to[i] = shared[layout.slot(i)]; });
   }

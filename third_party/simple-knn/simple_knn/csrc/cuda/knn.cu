@@ -148,8 +148,9 @@ extern "C" __global__ void __launch_bounds__(256) merge_boxes(int first, float* 
   all[node] = box;
 }
 
-// One point per thread. The nearer child first, the other one on a stack; before, the own leaf, so that few nodes are near enough.
-extern "C" __global__ void __launch_bounds__(128) search(int n, int num_leaves, int k, const float* __restrict__ sorted,
+// One point per thread: the own leaf first, so that few nodes are near enough, and of two children the nearer one. The 8 blocks lift the
+// compiler's limit of 32 registers, with which it spills.
+extern "C" __global__ void __launch_bounds__(128, 8) search(int n, int num_leaves, int k, const float* __restrict__ sorted,
                                                          const float* __restrict__ boxes, int* __restrict__ ids,
                                                          float* __restrict__ distances2) {
   const int self = blockIdx.x * blockDim.x + threadIdx.x;
