@@ -1,4 +1,4 @@
-"""The three packages as users call them, with tensors on an emulated GPU, against the kernels for CPUs.
+"""The rasteriser's package as users call it, with tensors on an emulated GPU, and on a real one where there is one, against the kernels for CPUs.
 
 Kernel by kernel the other files here go deeper; this is about what lies between a call and the launches.
 """
@@ -18,7 +18,19 @@ from diff_gaussian_rasterization import (
 )
 from emulated_driver import emulated_gpu
 
-ON = {"cpu": contextlib.nullcontext, "gpu": emulated_gpu}
+GPUS = ["emulated"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+@contextlib.contextmanager
+def on(where):
+    """The device to put tensors on, and the driver where it is emulated."""
+    if where == "emulated":
+        with emulated_gpu() as driver:
+            yield "cpu", driver
+    else:
+        yield where, None
+
+
 RENDER = ["project_forward", "emit_instances_16", "tile_ranges_16", "rasterize_forward"]
 BACKWARD = ["rasterize_backward_depth", "project_backward", "finish_cameras"]
 
@@ -41,18 +53,18 @@ SCENES = {
 def test_images_and_all_gradients_through_autograd(name):
     scene = oracles.cast(oracles.make_scene(**SCENES[name]), torch.float32)
     images, grads = {}, {}
-    for where, place in ON.items():
-        with place() as driver:
+    for where in ("cpu", "emulated"):  # test_rasterizer.py does this on a real GPU too
+        with on(where) as (_, driver):
             images[where] = rasterize_gaussians_raw(**scene)
             if driver:
                 assert driver.order == RENDER
             grads[where] = oracles.gradients(rasterize_gaussians_raw, scene)
             if driver:
                 assert driver.order == [*RENDER, *RENDER, *BACKWARD]
-    for ours, truth in zip(images["gpu"][:3], images["cpu"][:3], strict=True):
+    for ours, truth in zip(images["emulated"][:3], images["cpu"][:3], strict=True):
         assert_close(ours, truth, 1e-6)  # measured below it
-    assert (images["gpu"].radii - images["cpu"].radii).abs().max() <= 1
-    oracles.assert_gradients_close(grads["gpu"], grads["cpu"], 1e-5)  # measured 1.9e-6
+    assert (images["emulated"].radii - images["cpu"].radii).abs().max() <= 1
+    oracles.assert_gradients_close(grads["emulated"], grads["cpu"], 1e-5)  # measured 1.9e-6
 
 
 def test_without_gradients_nothing_is_kept_for_them():
@@ -101,15 +113,16 @@ def test_what_a_user_changes_in_place_is_noticed():
             loss.backward()
 
 
+@pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("camera_learns", [False, True])
-def test_training_steps_as_on_the_cpu(camera_learns):
+def test_training_steps_as_on_the_cpu(camera_learns, gpu):
     """TrainingView and the optimiser: same parameters, moments, statistics and camera gradients after three steps."""
     ends = {}
-    for where, place in ON.items():
-        with place() as driver:
-            tensors = training.leaves(training.scene(60))
+    for where in ("cpu", gpu):
+        with on(where) as (device, driver):
+            tensors = training.leaves({k: v.to(device) for k, v in training.scene(60).items()})
             optimizer = training.optimizer_of(tensors)
-            statistics = (torch.zeros(60), torch.zeros(60))
+            statistics = (torch.zeros(60, device=device), torch.zeros(60, device=device))
             cameras = []
             for step in range(3):
                 viewmat, K = training.viewmat(step), training.K.clone()
@@ -122,34 +135,38 @@ def test_training_steps_as_on_the_cpu(camera_learns):
                 steps = ["rasterize_backward_depth", "project_update"]
                 steps += ["finish_cameras"] * camera_learns
                 assert driver.order == 3 * [*RENDER, *steps]
-            ends[where] = {
+            end = {
                 **{name: tensor.detach() for name, tensor in tensors.items()},
                 **{f"v {n}": optimizer.state[t]["exp_avg_sq"] for n, t in tensors.items()},
                 "grad_sum": statistics[0],
                 "num_views": statistics[1],
                 **{f"camera {i}": tensor.grad for i, tensor in enumerate(cameras)},
             }
+            ends[where] = {name: tensor.cpu() for name, tensor in end.items()}
     for name, truth in ends["cpu"].items():
-        assert_close(ends["gpu"][name], truth, 1e-5)  # measured 1.7e-6
+        assert_close(ends[gpu][name], truth, 1e-5)  # measured 1.7e-6
 
 
+@pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("visible", [None, torch.int32, torch.bool])
-def test_the_optimiser_alone(visible):
+def test_the_optimiser_alone(visible, gpu):
     ends = {}
-    for where, place in ON.items():
+    for where in ("cpu", gpu):
         g = torch.Generator().manual_seed(3)
-        with place():
-            tensors = training.leaves(training.scene(37))
+        with on(where) as (device, _):
+            tensors = training.leaves({k: v.to(device) for k, v in training.scene(37).items()})
             optimizer = training.optimizer_of(tensors, bias_correction=False)
             for tensor in tensors.values():
-                tensor.grad = torch.randn(tensor.shape, generator=g)
-            seen = None if visible is None else (torch.arange(37) % 3 - 1).clamp(0).to(visible)
+                tensor.grad = torch.randn(tensor.shape, generator=g).to(device)
+            seen = None
+            if visible is not None:
+                seen = (torch.arange(37, device=device) % 3 - 1).clamp(0).to(visible)
             optimizer.step(seen, 37)
-            ends[where] = tensors
+            ends[where] = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     for name, truth in ends["cpu"].items():
-        assert_close(ends["gpu"][name].detach(), truth.detach(), 1e-6)  # measured 0
+        assert_close(ends[gpu][name], truth, 1e-6)  # measured 0
         if visible is not None:
-            assert torch.equal(ends["gpu"][name][0], training.scene(37)[name][0])
+            assert torch.equal(ends[gpu][name][0], training.scene(37)[name][0])
 
 
 def test_a_tensor_that_a_gpu_could_not_load_at_once_is_refused():
@@ -167,23 +184,24 @@ def test_a_tensor_that_a_gpu_could_not_load_at_once_is_refused():
         optimizer._check("step", "means", storage, (9,), storage.device)
 
 
+@pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("antialiasing", [None, False, True])
 @pytest.mark.parametrize("shapes", ["scales", "covariances"])
-def test_the_face_that_3dgs_code_imports(antialiasing, shapes):
+def test_the_face_that_3dgs_code_imports(antialiasing, shapes, gpu):
     g = torch.Generator().manual_seed(1)
     made = oracles.cast(oracles.make_scene(num_gaussians=25), torch.float32)
-    viewmatrix = made["viewmats"][0].mT.contiguous()
-    flags = {} if antialiasing is None else {"antialiasing": antialiasing}
-    settings = GaussianRasterizationSettings(
-        24, 32, 0.4, 0.3, made["background"], 0.9, viewmatrix, viewmatrix, 3, torch.zeros(3), False, False, **flags
-    )  # fmt: skip
     root = 0.2 * torch.randn(25, 3, 3, generator=g)
     rows, columns = torch.triu_indices(3, 3)
     covars = (root @ root.mT)[:, rows, columns]
     weight = torch.randn(3, 24, 32, generator=g)
     results = {}
-    for where, place in ON.items():
-        with place():
+    for where in ("cpu", gpu):
+        with on(where) as (device, _):
+            viewmatrix = made["viewmats"][0].mT.contiguous().to(device)
+            flags = {} if antialiasing is None else {"antialiasing": antialiasing}
+            settings = GaussianRasterizationSettings(
+                24, 32, 0.4, 0.3, made["background"].to(device), 0.9, viewmatrix, viewmatrix, 3, torch.zeros(3, device=device), False, False, **flags
+            )  # fmt: skip
             leaves = {
                 "means3D": made["means"],
                 "means2D": torch.zeros(25, 3),
@@ -194,12 +212,13 @@ def test_the_face_that_3dgs_code_imports(antialiasing, shapes):
                 leaves |= {"scales": made["log_scales"].exp(), "rotations": made["quats"]}
             else:
                 leaves |= {"cov3D_precomp": covars}
-            leaves = {name: t.clone().requires_grad_() for name, t in leaves.items()}
+            leaves = {name: t.to(device).clone().requires_grad_() for name, t in leaves.items()}
             colour, radii, *depth = GaussianRasterizer(settings)(**leaves)
-            loss = (weight * colour).sum() + sum(d.sum() for d in depth)
+            loss = (weight.to(device) * colour).sum() + sum(d.sum() for d in depth)
             grads = torch.autograd.grad(loss, list(leaves.values()))
-            results[where] = [colour.detach(), *(d.detach() for d in depth), *grads]
-    for ours, truth in zip(results["gpu"], results["cpu"], strict=True):
+            found = [colour, *depth, *grads]
+            results[where] = [tensor.detach().cpu() for tensor in found]
+    for ours, truth in zip(results[gpu], results["cpu"], strict=True):
         assert_close(ours, truth, 1e-5)  # measured 1.8e-6
     assert (radii > 0).any()
 

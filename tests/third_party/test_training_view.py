@@ -60,7 +60,7 @@ def leaves(tensors):
 def loss_of(rgb, alpha, depth, step):
     """Uses all three images, with weights of its own for every pixel."""
     g = torch.Generator().manual_seed(100 + step)
-    weights = torch.randn(HEIGHT, WIDTH, 5, generator=g).to(rgb.dtype)
+    weights = torch.randn(HEIGHT, WIDTH, 5, generator=g).to(rgb)
     images = torch.cat([rgb, alpha, depth], dim=-1)
     return (images * weights).mean() + images.square().mean()
 
