@@ -12,8 +12,10 @@ Example
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -178,6 +180,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args=argv,
     )
     setup_logging()
+    if threading.current_thread() is threading.main_thread():
+        # As in s2d.config.run_script: a plain kill is another Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         dict(commands.values())[type(cfg)](cfg)
     except (ValueError, OSError) as error:  # what a user can cause, as in s2d.config.run_script
