@@ -329,7 +329,7 @@ def mean_table(scores: Scores) -> str:
         rows.append([*row, f"{statistics.fmean(counts):,.0f}" if counts else "–"])
     head = ["variant", *(title for title, _ in METRICS.values()), "Gaussians"]
     where = ", ".join(map(str, complete))
-    return f"Means over {len(complete)} settings ({where}).\n\n" + markdown(head, rows)
+    return f"Means over {len(complete)} settings ({where}).\n\n" + table_text(head, rows)
 
 
 def mean_cell(values: Sequence[Sequence[float | None]], digits: int) -> str:
@@ -369,8 +369,13 @@ def paired_table(scores: Scores) -> str:
     head = ["variant", *map(str, scores), "mean dB", "better", "mean LPIPS"]
     return (
         "Difference to the default, PSNR in dB; ± is the standard error over settings.\n\n"
-        + markdown(head, rows)
+        + table_text(head, rows)
     )
+
+
+def table_text(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with names on the left and numbers on the right."""
+    return markdown(head, rows).replace("| ---: ", "| --- ", 1)
 
 
 def paired(runs: Mapping[str, Mapping[int, Any]], variant: str, metric: str) -> float | None:

@@ -71,6 +71,7 @@ def test_differences_are_paired_by_setting_and_seed():
     # Mean of 1 and 3; their standard deviation 1.41 over the root of 2.
     assert "| a | +1.00 | +3.00 | +2.00 ± 1.00 | 2 of 2 | +0.0000 ± 0.1000 |" in table
     assert "| easy 3 | hard 3 |" in table
+    assert "\n| --- | ---: | ---: |" in table
 
 
 def test_means_are_over_settings_that_all_variants_have():
