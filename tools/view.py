@@ -48,8 +48,7 @@ def main(cfg: Config) -> Path:
     """Show the model until Ctrl-C."""
     folder = ModelFolder(cfg.model_dir)
     viewer = Viewer(folder, cfg.host, cfg.port, find_photos(cfg.model_dir))
-    port = viewer.server.get_port()
-    logger.info("http://%s:%d/ shows %s (Ctrl-C ends it)", cfg.host, port, cfg.model_dir)
+    logger.info("http://%s:%d/ (Ctrl-C ends it)", cfg.host, viewer.server.get_port())
     while True:
         viewer.refresh()
         time.sleep(POLL_SECONDS)

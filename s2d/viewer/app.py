@@ -84,10 +84,8 @@ class Viewer:
         opacities = torch.sigmoid(gaussians.opacity_logits)
         covers = opacities.log() + gaussians.log_scales.sum(1) / 1.5  # two of three axes are seen
         chosen = covers.topk(min(gaussians.num, MAX_GAUSSIANS)).indices
-        half = (
-            quat_to_rotation(gaussians.quats[chosen])
-            * gaussians.log_scales[chosen].exp()[:, None, :]
-        )
+        scales = gaussians.log_scales[chosen].exp()
+        half = quat_to_rotation(gaussians.quats[chosen]) * scales[:, None, :]
         self.server.scene.add_gaussian_splats(
             "/gaussians",
             centers=gaussians.means[chosen].numpy(),

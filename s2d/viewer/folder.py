@@ -49,11 +49,7 @@ class ModelFolder:
         return {NEWEST: found[newest], **found} if newest else {}
 
     def load(self, name: str) -> tuple[Gaussians, str]:
-        """Read one of `choices` and say in a few words what it is.
-
-        Raises:
-            FileNotFoundError, ValueError: It is gone or damaged; a training may just be replacing it.
-        """
+        """Read one of `choices`, and say what it is. FileNotFoundError, ValueError: a training is just replacing it, or it is damaged."""
         path = self.choices()[name]
         if path.name == MANIFEST:
             last = len(load_levels(path.parent)) - 1
