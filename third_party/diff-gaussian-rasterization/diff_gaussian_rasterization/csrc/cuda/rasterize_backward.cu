@@ -7,7 +7,7 @@
 //
 // The other way round, a lane for each of 32 Gaussians and the pixels passed from lane to lane, adds nothing up across lanes. But every
 // Gaussian then meets all 256 pixels of the tile, where it touches a quarter of its blocks (fern: 35 of 256 pixels are blended), and a
-// state is needed for every 32 instances. Counted in instructions it costs two to three times as much.
+// state is needed for every 32 instances. Counted on paper, in instructions, it costs two to three times as much.
 //
 // With q = alpha / (1 - alpha), T the transmittance behind an instance, w = q T its weight, c . v its colour times the cotangents:
 //   G = dLoss / d ln alpha = w (c . v) - q S      S = sum of w (c . v) behind, background included; 0 where alpha is clamped
