@@ -77,7 +77,7 @@ def at_step(loop, step):
 
 def take_steps(loop):
     for _ in range(3):
-        loop.step(is_first=False)
+        loop.step(all_degrees=True)
 
 
 def split_all(loop):

@@ -64,14 +64,19 @@ class LayerLoop:
     def _at(self, share: float) -> int:
         return round(share * self.layer.steps)
 
-    def step(self, is_first: bool) -> Tensor:
-        """Take one step towards the next view; returns the photometric loss."""
+    def step(self, all_degrees: bool) -> Tensor:
+        """Take one step towards the next view; returns the photometric loss.
+
+        Args:
+            all_degrees: Use the whole of the view-dependent colour. Else its degree rises with the steps of all layers so far: few photos can't
+                tell it from geometry, and a layer that starts with all of it overfits (and never lower than the layers below were trained with).
+        """
         task, run, share = self.task, self.run, self.done / self.layer.steps
         set_means_rate(run.optimizer, task.rates, run.scene_extent, share)
         is_kept, name = run.sampler.draw()
         degree = task.flags.layer_sh_degree
-        if is_first:
-            degree = active_sh_degree(self.done, task.sh_degree_every, degree)
+        if not all_degrees:
+            degree = active_sh_degree(run.step, task.sh_degree_every, degree)
         weight = depth_weight(task.flags.layer_depth_weight, share) if is_kept else 0.0
         loss = layer_step(
             run,

@@ -75,7 +75,8 @@ def train_layers(
                 ),
             )
             run = _train_layer(
-                task, layer, number, layers, scratch, first_step, refinement, carried
+                *(task, layer, number, layers, scratch, first_step, refinement, carried),
+                all_degrees=bool(done.parts),
             )
             num_below = sum(part.num for part in layers.parts)
             values = run.gaussians.detached()
@@ -131,6 +132,7 @@ def _train_layer(
     first_step: int,
     refinement: Refinement | None,
     carried: dict[str, Any],
+    all_degrees: bool,
 ) -> TrainingRun:
     """Train one layer; the run's rows are [foundation | new]."""
     below = layers.gaussians
@@ -157,7 +159,7 @@ def _train_layer(
     last = first_step + layer.steps
     with cpus_for_kernels(), progress(last, f"layer 1/{layer.factor:g}", start=run.step) as bar:
         while run.step < last:
-            loss = loop.step(is_first=below is None)
+            loss = loop.step(all_degrees)
             record(run, loss)
             if run.step % task.checkpoint_every == 0 and run.step < last:
                 save_run(run, checkpoint)
