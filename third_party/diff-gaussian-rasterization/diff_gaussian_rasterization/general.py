@@ -2,7 +2,7 @@
 """The general face of the rasteriser: raw parameters, any pinhole cameras, RGB + alpha + depth, all gradients.
 
 Conventions are those of `reference.py`, which states the algorithm. Here is only checking and the bridge to the compiled core: that
-for CPUs, or where the Gaussians are on a GPU, `_cuda.py`.
+for CPUs, or where the Gaussians are on a GPU, `_cuda_autograd.py`.
 """
 
 import math
@@ -133,9 +133,9 @@ def render(
     if means2d_probe is not None:
         check_tensor("means2d_probe", means2d_probe, (num_cameras, n, 2), device)
     if cuda.on_gpu(scene.means):
-        from diff_gaussian_rasterization import _cuda
+        from diff_gaussian_rasterization._cuda_autograd import Rasterize
 
-        function = _cuda.Rasterize
+        function = Rasterize
         if (
             not torch.is_grad_enabled()
         ):  # which the function would not notice: it would keep what a backward pass needs
