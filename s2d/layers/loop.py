@@ -68,8 +68,8 @@ class LayerLoop:
         """Take one step towards the next view; returns the photometric loss.
 
         Args:
-            all_degrees: Use the whole of the view-dependent colour. Else its degree rises with the steps of all layers so far: few photos can't
-                tell it from geometry, and a layer that starts with all of it overfits (and never lower than the layers below were trained with).
+            all_degrees: Use the whole of the view-dependent colour, as layers on a finished foundation must. Else its degree rises with the
+                steps of all layers so far, as in a run without layers.
         """
         task, run, share = self.task, self.run, self.done / self.layer.steps
         set_means_rate(run.optimizer, task.rates, run.scene_extent, share)
