@@ -152,19 +152,6 @@ def test_depth_is_written_like_stage_0_writes_it(tmp_path):
         assert 3 < np.median(file["depth"][file["confidence"] > 0.5]) < 4.2
 
 
-def test_a_mesh_without_open3d_says_what_to_do_and_with_it_is_the_surface(run_folder, caplog):
-    code = export.main(["mesh", "-m", str(run_folder), "--views", "4", "--voxels", "40"])
-    try:
-        import open3d
-    except ImportError:
-        assert code == 2 and "pip install 'open3d" in caplog.text
-        return
-    mesh = open3d.io.read_triangle_mesh(str(run_folder / "export/mesh.ply"))
-    # The blob of Gaussians around the origin, standard deviation 0.5.
-    distance = np.linalg.norm(np.asarray(mesh.vertices), axis=1)
-    assert code == 0 and len(mesh.triangles) > 100 and 0.2 < np.median(distance) < 1.5
-
-
 def test_the_command_line(run_folder, capsys, caplog):
     main = export.main
     assert main(["splats", "-m", str(run_folder), "--format", "ply", "--format", "splat"]) == 0

@@ -41,7 +41,6 @@ ONLY_IMPORTERS = {
     "starlette": {"layers"},
     "uvicorn": {"layers"},
     "viser": {"viewer"},
-    "open3d": {"export"},  # not in the requirements: docs/export.md
     "zstandard": {"layers"},
 }
 NEVER = {

@@ -1,7 +1,7 @@
-"""Take a model out of S2D: splats for other programs, fly-throughs, pictures, depth maps, a mesh.
+"""Take a model out of S2D: splats for other programs, fly-throughs, pictures, depth maps.
 
 Reads   OUT of a run (-m), or a .ply of Gaussians
-Writes  into OUT/export/ if no other place is named: scene.<suffix> or level_<k>.<suffix>; <path>.mp4; <path>/<frame>.png, .npz; mesh.ply
+Writes  into OUT/export/ if no other place is named: scene.<suffix> or level_<k>.<suffix>; <path>.mp4; <path>/<frame>.png, .npz
 
 Example
     python tools/export.py splats -m out/demo --format spz --format sog
@@ -37,7 +37,6 @@ from s2d.export import (
     write_splats,
     write_video,
 )
-from s2d.export.mesh import write_mesh
 from s2d.export.paths import PathKind
 from s2d.gaussians import Gaussians
 from s2d.images import image_writer
@@ -100,28 +99,14 @@ class Images(Flight):
     """Also write <frame>.npz: depth (camera z, world units) and alpha."""
 
 
-@dataclass(frozen=True)
-class Mesh:
-    """A coloured mesh by fusing rendered depth (TSDF); needs pip install open3d."""
-
-    model: Annotated[Path, arg(aliases=["-m"])]
-    """Folder OUT of a run."""
-    views: int = 60
-    """Depth maps to fuse, along the path through the kept cameras and the orbit."""
-    voxels: int = 256
-    """Voxels along the side of the box that the depth maps fill; more are finer and slower."""
-    output: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """File to write. Without: OUT/export/mesh.ply."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, write; returns the exit code."""
-    commands = {"splats": Splats, "video": Video, "images": Images, "mesh": Mesh}
+    commands = {"splats": Splats, "video": Video, "images": Images}
     cfg = tyro.extras.subcommand_cli_from_dict(
         commands, prog="export.py", description=__doc__, args=argv
     )
     setup_logging()
-    run = {Splats: export_splats, Video: export_video, Images: export_images, Mesh: export_mesh}
+    run = {Splats: export_splats, Video: export_video, Images: export_images}
     try:
         run[type(cfg)](cfg)
     except (ValueError, OSError) as error:  # what a user can cause, as in s2d.config.run_script
@@ -177,22 +162,6 @@ def export_images(cfg: Images) -> Path:
                 write_depth(path.with_suffix(".npz"), render)
     logger.info("%s: %d views", folder, len(cameras))
     return folder
-
-
-def export_mesh(cfg: Mesh) -> Path:
-    check_range("views", cfg.views, 2)
-    check_range("voxels", cfg.voxels, 16, 2048)
-    gaussians, kept = load_model(cfg.model), kept_cameras(cfg.model)
-    paths = ("orbit",) if len(kept) == 1 else ("interpolate", "orbit")
-    renders = []
-    for kind in paths:
-        cameras = fly_through(kind, kept, -(-cfg.views // len(paths)), gaussians.means)
-        frames = (render for _, render in render_frames(gaussians, cameras))
-        renders += zip(cameras, frames, strict=True)
-    path = cfg.output or default_folder(cfg.model) / "mesh.ply"
-    num_triangles = write_mesh(path, renders, cfg.voxels)
-    logger.info("%s: %d triangles", path, num_triangles)
-    return path
 
 
 def flight(cfg: Flight) -> tuple[Gaussians, Cameras]:

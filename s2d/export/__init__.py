@@ -1,4 +1,4 @@
-"""What leaves the project: Gaussians in other programs' formats, fly-throughs, pictures, depth maps, meshes (docs/export.md)."""
+"""What leaves the project: Gaussians in other programs' formats, fly-throughs, pictures, depth maps (docs/export.md)."""
 
 from s2d.export.frames import render_frames, write_depth, write_video
 from s2d.export.model import kept_cameras, load_model, newest_ply
