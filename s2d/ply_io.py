@@ -17,6 +17,8 @@ from torch import Tensor
 from s2d.checks import check_shape
 from s2d.files import atomic_write_bytes
 
+OPAQUE_LOGIT = 15.0  # an opacity of 1 - 3e-7
+
 
 class PointCloud(NamedTuple):
     """A coloured point cloud."""
@@ -77,7 +79,7 @@ def read_gaussians_ply(path: Path) -> dict[str, Tensor]:
 
     Returns:
         The keyword arguments of `write_gaussians_ply`, float32: means [N, 3], log_scales [N, 3], quats [N, 4] wxyz as stored,
-        opacity_logits [N], sh0 [N, 1, 3], shN [N, K-1, 3].
+        opacity_logits [N] (infinite ones become ±`OPAQUE_LOGIT`), sh0 [N, 1, 3], shN [N, K-1, 3].
 
     Raises:
         FileNotFoundError: no such file.
@@ -103,11 +105,16 @@ def read_gaussians_ply(path: Path) -> dict[str, Tensor]:
     num_rest = sum(name.startswith("f_rest_") for name in present)
     degree = _sh_degree(num_rest, str(path))
     rest = _columns(vertices, _numbered("f_rest", num_rest))
+    opacity_logits = _columns(vertices, ("opacity",))[:, 0].contiguous()
+    # Converters write the logit of 255/255 as it is. Training and the rasteriser want numbers.
+    opacity_logits = torch.where(
+        opacity_logits.isinf(), opacity_logits.sign() * OPAQUE_LOGIT, opacity_logits
+    )
     return {
         "means": _columns(vertices, ("x", "y", "z")),
         "log_scales": _columns(vertices, _numbered("scale", 3)),
         "quats": _columns(vertices, _numbered("rot", 4)),
-        "opacity_logits": _columns(vertices, ("opacity",))[:, 0].contiguous(),
+        "opacity_logits": opacity_logits,
         "sh0": _columns(vertices, _numbered("f_dc", 3))[:, None, :],
         "shN": rest.reshape(len(vertices), 3, (degree + 1) ** 2 - 1).transpose(1, 2).contiguous(),
     }

@@ -105,7 +105,7 @@ def interpolate_cameras(kept: Cameras, num: int) -> Cameras:
         raise ValueError(
             f"A path needs at least 2 kept cameras, got {len(kept)}. Use --novel orbit or perturb."
         )
-    tour = _short_tour(kept)
+    tour = short_tour(kept)
     distances = kept.pose_distances(kept)
     lengths = torch.stack([distances[a, b] for a, b in pairwise(tour)])
     ends = torch.cat([torch.zeros(1, dtype=lengths.dtype), lengths.cumsum(0)])
@@ -214,7 +214,7 @@ def _catmull_rom(p0: Tensor, p1: Tensor, p2: Tensor, p3: Tensor, t: Tensor) -> T
     )
 
 
-def _short_tour(kept: Cameras) -> list[int]:
+def short_tour(kept: Cameras) -> list[int]:
     """Order the cameras along a short open path: nearest neighbour from the most remote one, improved by 2-opt."""
     distances = kept.pose_distances(kept).tolist()
     everyone = range(len(kept))

@@ -35,6 +35,16 @@ def test_gaussians_round_trip_bit_for_bit(tmp_path, degree, num, generator):
         assert torch.equal(read[name], values[name]), name
 
 
+def test_opacities_of_exactly_0_and_1_are_read_as_numbers(tmp_path, generator):
+    """Programs that store opacity in 8 bits write the logits of 0/255 and 255/255."""
+    values = gaussians(3, 0, generator)
+    values["opacity_logits"] = torch.tensor([torch.inf, -torch.inf, 0.5])
+    path = write_gaussians_ply(tmp_path / "a.ply", **values)
+    opacities = read_gaussians_ply(path)["opacity_logits"].sigmoid()
+    assert torch.allclose(opacities, torch.tensor([1.0, 0.0, 0.6225]), atol=1e-4)
+    assert read_gaussians_ply(path)["opacity_logits"].isfinite().all()
+
+
 def test_property_order_and_channel_major_rest_on_disk(tmp_path, generator):
     """Byte by byte as 3DGS viewers expect: names in this order, f_rest all R, then all G, then all B."""
     values = gaussians(2, 1, generator)

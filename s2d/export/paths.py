@@ -13,7 +13,7 @@ from torch import Tensor
 
 from s2d.cameras import Cameras
 from s2d.geometry import look_at, look_at_point, up_axis
-from s2d.trajectories import _short_tour, path_cameras
+from s2d.trajectories import short_tour, path_cameras
 
 PathKind = Literal["interpolate", "orbit", "spiral"]
 
@@ -74,7 +74,7 @@ def _through_all(kept: Cameras, num: int) -> Tensor:
         raise ValueError(
             "A path through the kept cameras needs two of them, got 1. Use the orbit or the spiral."
         )
-    tour = _short_tour(kept)
+    tour = short_tour(kept)
     distances = kept.pose_distances(kept)
     lengths = torch.stack([distances[a, b] for a, b in pairwise(tour)])
     ends = torch.cat([torch.zeros(1, dtype=lengths.dtype), lengths.cumsum(0)])
