@@ -13,7 +13,7 @@ from torch import Tensor
 
 from s2d.cameras import Cameras
 from s2d.geometry import look_at, look_at_point, up_axis
-from s2d.trajectories import short_tour, path_cameras
+from s2d.trajectories import path_cameras, short_tour
 
 PathKind = Literal["interpolate", "orbit", "spiral"]
 
