@@ -18,13 +18,11 @@ Example
     python stage3_3dgs_mixed_opt.py -s data/fern -m out/fern --layers 8,4,2,1 --no-pseudo-views
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
-from torch import Tensor
 from tyro.conf import OmitArgPrefixes, arg
 
 from s2d.cameras import Cameras
@@ -32,19 +30,17 @@ from s2d.checks import check_range
 from s2d.config import no_effect, run_script
 from s2d.densify import DensifyPolicy
 from s2d.files import atomic_write_json
+from s2d.fixed_views import FixedViews, find_fixed_views, fixed_view_reader
 from s2d.gaussians import Checkpoint, load_checkpoint, save_checkpoint
-from s2d.images import read_image, resize_image
 from s2d.layers.depth import read_depth
 from s2d.layers.options import LayerFlags, plan_layers
 from s2d.layers.pyramid import View, ViewSource
 from s2d.layers.task import LayerTask, TrainedLayers, initial_rows
 from s2d.layers.training import train_layers
 from s2d.log import logger, progress
-from s2d.losses import novel_view_weight
 from s2d.model_folder import (
     kept_views,
     point_cloud_name,
-    render_name,
     write_cameras_json,
     write_cfg_args,
 )
@@ -73,24 +69,6 @@ from s2d.training import (
     start_run,
     use_strategies,
 )
-
-# Decoded fixed views held in memory; the rest is read again when drawn.
-CACHED_VIEWS = 100
-
-FixedViews = Callable[[str], tuple[Tensor, Tensor]]
-
-
-class FixedPaths(NamedTuple):
-    """Files of the pseudo views, by the views' names."""
-
-    images: dict[str, Path]
-    masks: dict[str, Path]
-    confidences: dict[str, Path]
-
-    def inputs(self) -> dict[str, list[Path]]:
-        """What the stage depends on."""
-        named = zip(("fixed views", "masks", "confidences"), self, strict=True)
-        return {label: list(paths.values()) for label, paths in named if paths}
 
 
 @dataclass(frozen=True)
@@ -166,7 +144,10 @@ def main(cfg: Config) -> Path:
     split = Split.load(stage0.dir / "split.json")
     kept = kept_views(cfg.source, stage0.dir, split)
     novel = Cameras.from_json(stage0.dir / "novel_cameras.json")
-    paths = find_fixed_views(cfg, novel) if cfg.pseudo_views else None
+    paths = None
+    if cfg.pseudo_views:
+        folders = (cfg.fixed_dir, cfg.fixed_mask_dir, cfg.fixed_confidence_dir)
+        paths = find_fixed_views(cfg.model_dir, novel.names, *folders)
     inputs = {"stage0": stage0, "kept photos": list(kept.image_paths)}
     if start is not None:
         inputs["start_checkpoint"] = start
@@ -178,7 +159,7 @@ def main(cfg: Config) -> Path:
         inputs["stage1 levels"] = initial_levels(cfg)
     with open_stage(cfg.model_dir, "stage3", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
-            fixed = None if paths is None else fixed_view_reader(cfg, novel, paths)
+            fixed = None if paths is None else fixed_view_reader(novel, paths, cfg.beta)
             with stage.timer("optimise"):
                 first = None if start is None else load_checkpoint(start)
                 # Where stage 1 has rendered them, also while the kept cameras are learned on.
@@ -398,62 +379,6 @@ def start_checkpoint(cfg: Config) -> Path | None:
             return None
         raise
     return cfg.model_dir / f"chkpnt_stage1_{stage1.info['iteration']}.pth"
-
-
-def find_fixed_views(cfg: Config, novel: Cameras) -> FixedPaths:
-    """Find the fixed view, the mask and perhaps the confidence of every novel camera."""
-    fixed_dir = cfg.fixed_dir or require_stage(cfg.model_dir, "stage2").dir / "fixed"
-    mask_dir = cfg.fixed_mask_dir or require_stage(cfg.model_dir, "stage2").dir / "mask"
-    folders = []
-    for folder in (fixed_dir, mask_dir):
-        paths = {name: folder / render_name(name) for name in novel.names}
-        missing = [path for path in paths.values() if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(paths)} novel views are missing in {folder} (first: {missing[0].name}). "
-                "Run: python stage2_artifact_fix.py -m OUT"
-            )
-        folders.append(paths)
-    return FixedPaths(*folders, find_confidences(cfg, novel))
-
-
-def find_confidences(cfg: Config, novel: Cameras) -> dict[str, Path]:
-    """Find the confidences of the fixed views; without one, a view is trusted wholly.
-
-    What a fixer thinks of itself is not measured and weighs nothing: of stage 2 only confidences that its trials have taught are taken,
-    and only for stage 2's own views.
-    """
-    folder = cfg.fixed_confidence_dir
-    if folder is None:
-        if cfg.fixed_dir is not None:
-            return {}
-        stage2 = require_stage(cfg.model_dir, "stage2")
-        if not stage2.info.get("calibrated", False):
-            return {}
-        folder = stage2.dir / "confidence"
-    elif not folder.is_dir():
-        raise FileNotFoundError(f"Folder not found: {folder}. Check --fixed-confidence-dir.")
-    paths = {name: folder / render_name(name) for name in novel.names}
-    return {name: path for name, path in paths.items() if path.is_file()}
-
-
-def fixed_view_reader(cfg: Config, novel: Cameras, paths: FixedPaths) -> FixedViews:
-    """Return a function from a novel view's name to its fixed image [H,W,3] and gradient weight [H,W,1]."""
-    sizes = dict(zip(novel.names, novel.sizes, strict=True))
-
-    @lru_cache(maxsize=CACHED_VIEWS)
-    def read(name: str) -> tuple[Tensor, Tensor]:
-        # A fixer may work at a size of its own.
-        fixed = resize_image(read_image(paths.images[name]), *sizes[name])
-        mask = (resize_image(read_image(paths.masks[name])[..., :1], *sizes[name]) > 0.5).float()
-        weight = novel_view_weight(mask, cfg.beta)
-        if name in paths.confidences:
-            weight = weight * resize_image(
-                read_image(paths.confidences[name])[..., :1], *sizes[name]
-            )
-        return fixed, weight
-
-    return read
 
 
 if __name__ == "__main__":

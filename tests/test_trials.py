@@ -12,8 +12,8 @@ from test_pipeline import ARGUMENTS, results, run
 from tiny_pairs import TINY, save_tiny
 
 import stage2_artifact_fix
-import stage3_3dgs_mixed_opt
 from s2d.cameras import Cameras
+from s2d.fixed_views import find_fixed_views, fixed_view_reader
 from s2d.fixer import judge as judging
 from s2d.fixer.adaptation import AdaptSettings, adapt, as_pair
 from s2d.fixer.analytic import AnalyticFixer
@@ -386,23 +386,20 @@ def test_a_wrong_patch_without_confidence_leaves_no_trace(copied, tiny_scene, tm
 
 def test_only_measured_confidence_weighs_and_none_is_one(copied, tiny_scene, tmp_path):
     novel = Cameras.from_json(copied / "stage0/novel_cameras.json")
-    cfg = stage3_3dgs_mixed_opt.Config(source=tiny_scene, model_dir=copied)
 
-    def weights(cfg):
-        fixed, masks = stage3_3dgs_mixed_opt.fixed_view_paths(cfg, novel)
-        found = stage3_3dgs_mixed_opt.find_confidences(cfg, novel)
-        read = stage3_3dgs_mixed_opt.fixed_view_reader(cfg, novel, fixed, masks, found)
+    def weights(**folders):
+        read = fixed_view_reader(novel, find_fixed_views(copied, novel.names, **folders), beta=0.4)
         return {name: read(name)[1] for name in novel.names}
 
-    mask_only = weights(replace(cfg, fixed_dir=copied / "stage2/fixed"))
-    measured = weights(cfg)
+    mask_only = weights(fixed_dir=copied / "stage2/fixed")
+    measured = weights()
     for name, weight in measured.items():
         confidence = read_image(copied / "stage2/confidence" / name)[..., :1]
         assert torch.allclose(weight, mask_only[name] * confidence)
-        assert {round(value, 6) for value in mask_only[name].unique().tolist()} <= {cfg.beta, 1.0}
+        assert {round(value, 6) for value in mask_only[name].unique().tolist()} <= {0.4, 1.0}
     (copied / "stage2/confidence" / novel.names[0]).unlink()
-    assert torch.equal(weights(cfg)[novel.names[0]], mask_only[novel.names[0]])
+    assert torch.equal(weights()[novel.names[0]], mask_only[novel.names[0]])
     with pytest.raises(FileNotFoundError, match="Check --fixed-confidence-dir"):
-        weights(replace(cfg, fixed_confidence_dir=tmp_path / "nowhere"))
+        weights(confidence_dir=tmp_path / "nowhere")
     run("stage2", tiny_scene, copied, "--trial-views", "0", "--overwrite")
-    assert all(torch.equal(mask_only[name], weight) for name, weight in weights(cfg).items())
+    assert all(torch.equal(mask_only[name], weight) for name, weight in weights().items())

@@ -1,0 +1,98 @@
+"""The pseudo views that stage 3 trains on: stage 2's pictures, and how much each of their pixels weighs."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from s2d.cameras import Cameras
+from s2d.images import read_image, resize_image
+from s2d.losses import novel_view_weight
+from s2d.model_folder import render_name
+from s2d.stage_io import require_stage
+
+# Decoded views held in memory; the rest is read again when drawn.
+CACHED_VIEWS = 100
+
+FixedViews = Callable[[str], tuple[Tensor, Tensor]]
+"""Name of a novel view → its fixed image [H,W,3] and gradient weight [H,W,1]."""
+
+
+class FixedPaths(NamedTuple):
+    """Files of the pseudo views, by the views' names."""
+
+    images: dict[str, Path]
+    masks: dict[str, Path]
+    confidences: dict[str, Path]
+
+    def inputs(self) -> dict[str, list[Path]]:
+        """What the stage depends on."""
+        named = zip(("fixed views", "masks", "confidences"), self, strict=True)
+        return {label: list(paths.values()) for label, paths in named if paths}
+
+
+def find_fixed_views(
+    model_dir: Path,
+    names: Sequence[str],
+    fixed_dir: Path | None = None,
+    mask_dir: Path | None = None,
+    confidence_dir: Path | None = None,
+) -> FixedPaths:
+    """Find the fixed view, the mask and perhaps the confidence of every novel view.
+
+    Args:
+        model_dir: OUT.
+        names: Of the novel views.
+        fixed_dir, mask_dir, confidence_dir: Where they are if not in OUT/stage2.
+
+    Raises:
+        FileNotFoundError: Stage 2 has not finished, or a folder or picture is missing.
+    """
+    folders = []
+    for given, kind in ((fixed_dir, "fixed"), (mask_dir, "mask")):
+        folder = given or require_stage(model_dir, "stage2").dir / kind
+        paths = {name: folder / render_name(name) for name in names}
+        missing = [path for path in paths.values() if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(paths)} novel views are missing in {folder} (first: {missing[0].name}). "
+                "Run: python stage2_artifact_fix.py -m OUT"
+            )
+        folders.append(paths)
+    folder = confidence_dir or _measured_confidences(model_dir, fixed_dir)
+    if folder is None:
+        return FixedPaths(*folders, {})
+    if not folder.is_dir():
+        raise FileNotFoundError(f"Folder not found: {folder}. Check --fixed-confidence-dir.")
+    paths = {name: folder / render_name(name) for name in names}
+    # A view without one is trusted wholly.
+    return FixedPaths(*folders, {name: path for name, path in paths.items() if path.is_file()})
+
+
+def fixed_view_reader(novel: Cameras, paths: FixedPaths, beta: float) -> FixedViews:
+    """Return what reads a pseudo view; `beta` is the weight of the gradient in unguided pixels."""
+    sizes = dict(zip(novel.names, novel.sizes, strict=True))
+
+    @lru_cache(maxsize=CACHED_VIEWS)
+    def read(name: str) -> tuple[Tensor, Tensor]:
+        # A fixer may work at a size of its own.
+        fixed = resize_image(read_image(paths.images[name]), *sizes[name])
+        mask = (resize_image(read_image(paths.masks[name])[..., :1], *sizes[name]) > 0.5).float()
+        weight = novel_view_weight(mask, beta)
+        if name in paths.confidences:
+            weight = weight * resize_image(
+                read_image(paths.confidences[name])[..., :1], *sizes[name]
+            )
+        return fixed, weight
+
+    return read
+
+
+def _measured_confidences(model_dir: Path, fixed_dir: Path | None) -> Path | None:
+    """Stage 2's confidences, for its own views and where its trials have taught them: what a fixer thinks of itself weighs nothing."""
+    if fixed_dir is not None:
+        return None
+    stage2 = require_stage(model_dir, "stage2")
+    return stage2.dir / "confidence" if stage2.info.get("calibrated", False) else None
