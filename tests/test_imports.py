@@ -16,7 +16,16 @@ LAYERS = [
     {"cameras", "lenses", "plain_photos", "triangulation", "ply_io", "colmap_io", "transforms_io"},
     {"scene", "split", "sampling", "trajectories", "gaussians", "alignment", "capture", "poses"},
     {"rasterize", "densify", "optim", "refinement", "model_folder"},
-    {"guidance", "fixer", "training", "pairs", "scored_cameras", "layers", "strategies"},
+    {
+        "guidance",
+        "fixer",
+        "training",
+        "pairs",
+        "scored_cameras",
+        "fixed_views",
+        "layers",
+        "strategies",
+    },
     {"scoring", "report", "export", "viewer"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
