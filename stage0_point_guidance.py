@@ -11,20 +11,19 @@ Example
     python stage0_point_guidance.py -s data/hall -m out/hall --provider points --points-path hall.laz
 """
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from tyro.conf import arg
 
 from s2d.cameras import Cameras
 from s2d.config import no_effect, run_script
-from s2d.files import atomic_write_bytes, atomic_write_json
-from s2d.guidance.cloud import DepthMap, Reconstruction
+from s2d.depth_io import depth_path, write_depth
+from s2d.files import atomic_write_json
+from s2d.guidance.cloud import Reconstruction
 from s2d.guidance.mvs import reconstruct
 from s2d.guidance.points import load_points
 from s2d.guidance.providers.filters import FilterSettings
@@ -321,19 +320,13 @@ def write_outputs(
     )
     found.cloud.save(stage.dir / "surface.npz")
     write_scene_glb(stage.dir / "scene.glb", found.cloud, kept.cameras, novel)
-    paths = [stage.dir / "depth" / Path(name).with_suffix(".npz") for name in found.depth_maps]
+
+    def write(name: str) -> None:
+        depth_map = found.depth_maps[name]
+        write_depth(depth_path(stage.dir, name), depth_map.depth, depth_map.confidence)
+
     with ThreadPoolExecutor() as threads:  # zlib works outside Python's lock
-        list(threads.map(write_depth, paths, found.depth_maps.values()))
-
-
-def write_depth(path: Path, depth_map: DepthMap) -> None:
-    """float16 holds confidence; depth needs float32 (a relative step of 1e-3 would show as terraces)."""
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, depth=depth_map.depth, confidence=depth_map.confidence.astype(np.float16)
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, buffer.getvalue())
+        list(threads.map(write, found.depth_maps))
 
 
 if __name__ == "__main__":

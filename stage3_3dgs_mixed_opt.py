@@ -29,10 +29,10 @@ from s2d.cameras import Cameras
 from s2d.checks import check_range
 from s2d.config import no_effect, run_script
 from s2d.densify import DensifyPolicy
+from s2d.depth_io import read_depth
 from s2d.files import atomic_write_json
 from s2d.fixed_views import FixedViews, find_fixed_views, fixed_view_reader
 from s2d.gaussians import Checkpoint, load_checkpoint, save_checkpoint
-from s2d.layers.depth import read_depth
 from s2d.layers.options import LayerFlags, plan_layers
 from s2d.layers.pyramid import View, ViewSource
 from s2d.layers.task import LayerTask, TrainedLayers, initial_rows

@@ -134,6 +134,18 @@ class Refinement:
         used = gain.requires_grad or bool(gain.any())
         return RefinedView(viewmat.float(), K.float(), gain.exp().float() if used else None)
 
+    def view_of(self, camera: Cameras) -> RefinedView | None:
+        """A kept camera as it is now, at the resolution of `camera`, which has its name; None where no such camera is learned."""
+        name = camera.names[0]
+        if name not in self:
+            return None
+        found = self.view(name)
+        width, height = self.base.sizes[self._row[name]]
+        if camera.sizes[0] == (width, height):
+            return found
+        factors = found.K.new_tensor([[camera.width / width], [camera.height / height], [1.0]])
+        return found._replace(K=found.K * factors)
+
     def step(self, progress: float) -> None:
         """Take the optimiser's step with the gradients that there are, at the rates of this share of the schedule."""
         if self._optimizer is None:

@@ -5,6 +5,7 @@ seed: `save_run` / `load_run` keep everything a step reads or changes, so an int
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,13 +26,14 @@ from s2d.log import progress
 from s2d.losses import photometric_loss
 from s2d.model_folder import render_name
 from s2d.optim import LearningRates, SparseGaussianAdam, create_optimizer
-from s2d.rasterize import rasterize, training_view
+from s2d.rasterize import TrainingView, rasterize, training_view
 from s2d.refinement import Refinement, RefinementRates
 from s2d.sampling import ViewSampler
 from s2d.scene import Scene
 from s2d.strategies.active import ActiveStrategies
 from s2d.strategies.evidence import Evidence
 from s2d.strategies.settings import Strategy
+from s2d.strategies.view import StrategyView
 
 HISTORY_EVERY = 20
 
@@ -138,17 +140,20 @@ def optimise_view(
     sh_degree: int,
     gradient_weight: Tensor | None = None,  # [H, W, 1]
     opacity_weight: float = 0.0,
+    extra_loss: Callable[[TrainingView | StrategyView], Tensor] | None = None,
 ) -> Tensor:
     """Take one step towards one view and gather the density statistics.
 
     Args:
         run: Its Gaussians, optimiser, statistics and step count change in place.
-        camera: The one camera of the view; of a refined one the name and the size count, the rest is taken from `run.refinement`.
+        camera: The one camera of the view, at any resolution; of a refined one the name and the size count, the rest is taken from
+            `run.refinement`.
         target: Photo or fixed view. [H, W, 3]
         ssim_weight: See `photometric_loss`.
         sh_degree: Active degree.
         gradient_weight: See `photometric_loss`; None is 1 everywhere. [H, W, 1]
         opacity_weight: Weight of the mean opacity in the loss: what no photo needs fades.
+        extra_loss: What to add to the photometric loss, of the view as it is drawn (rgb, alpha, depth).
 
     Returns:
         The photometric loss, detached; non-finite values are an error here already.
@@ -157,9 +162,7 @@ def optimise_view(
         ValueError: The loss is not a number; names the tensor that went bad and the step.
     """
     gaussians = run.gaussians
-    refined = None
-    if run.refinement is not None and camera.names[0] in run.refinement:
-        refined = run.refinement.view(camera.names[0])
+    refined = None if run.refinement is None else run.refinement.view_of(camera)
     strategies = run.strategies
     if strategies is None:
         view = training_view(gaussians, camera, sh_degree, refined)
@@ -167,10 +170,15 @@ def optimise_view(
         view = strategies.render(gaussians, camera, sh_degree, refined, run.step)
     rgb = view.rgb if refined is None or refined.gain is None else view.rgb * refined.gain
     loss = photometric_loss(rgb, target, ssim_weight, gradient_weight)
-    if not bool(torch.isfinite(loss)):
+    total = loss
+    if strategies is not None:
+        extra = strategies.extra_loss(view, camera, target, sh_degree, refined, run.step)
+        total = loss if extra is None else loss + extra
+    if extra_loss is not None:
+        total = total + extra_loss(view)
+    if not bool(torch.isfinite(total)):
         _raise_not_finite(run, target, camera.names[0])
-    extra = strategies and strategies.extra_loss(view, camera, target, sh_degree, refined, run.step)
-    (loss if extra is None else loss + extra).backward()
+    total.backward()
     state = run.densify_state
     view.update(
         run.optimizer,

@@ -13,7 +13,16 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"log", "checks", "files"},
     {"geometry", "sh", "images", "config", "stage_folders", "stage_io", "losses", "metrics"},
-    {"cameras", "lenses", "plain_photos", "triangulation", "ply_io", "colmap_io", "transforms_io"},
+    {
+        "cameras",
+        "lenses",
+        "plain_photos",
+        "triangulation",
+        "ply_io",
+        "depth_io",
+        "colmap_io",
+        "transforms_io",
+    },
     {"scene", "split", "sampling", "trajectories", "gaussians", "alignment", "capture", "poses"},
     {"rasterize", "densify", "optim", "refinement", "model_folder"},
     {
@@ -46,7 +55,7 @@ ONLY_IMPORTERS = {
     "huggingface_hub": {"fixer"},  # comes with diffusers
     "yaml": {"config"},
     "tyro": {"config"},
-    "plyfile": {"ply_io"},
+    "plyfile": {"ply_io", "depth_io"},
     "starlette": {"layers"},
     "uvicorn": {"layers"},
     "viser": {"viewer"},

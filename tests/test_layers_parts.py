@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from s2d.cameras import Cameras
+from s2d.depth_io import read_depth
 from s2d.gaussians import Gaussians
 from s2d.geometry import look_at, project
 from s2d.layers import reduce
@@ -12,14 +13,12 @@ from s2d.layers.depth import (
     DepthTarget,
     depth_target,
     depth_weight,
-    read_depth,
     relative_depth_loss,
 )
 from s2d.layers.foundation import Foundation
 from s2d.layers.pyramid import Pyramid, View, reduced
 from s2d.layers.reduce import contributions, cull_colours, least_important, redundant_rows
 from s2d.layers.score import score_views
-from s2d.layers.step import refined_view
 from s2d.optim import LearningRates, create_optimizer
 from s2d.rasterize import rasterize
 from s2d.refinement import Refinement, RefinementRates
@@ -106,11 +105,10 @@ def test_learned_cameras_follow_the_resolution():
     cameras = cameras_of((64, 48), (48, 36))
     refinement = Refinement(cameras, 1.0, RefinementRates.of_flags(True, True, False))
     for camera in cameras.scaled(0.25):
-        view = refined_view(refinement, camera)
+        view = refinement.view_of(camera)
         torch.testing.assert_close(view.K, camera.Ks[0], atol=1e-5, rtol=0)
         view.K.sum().backward()  # the focal length still learns
-    assert refined_view(None, cameras[0]) is None
-    assert refined_view(refinement, cameras[0].renamed(["other"])) is None
+    assert refinement.view_of(cameras[0].renamed(["other"])) is None
 
 
 # ------------------------------------------------------------------------------------------------------------------ depth
@@ -171,7 +169,7 @@ def test_depth_weight_sets_in_late_and_falls():
 
 
 def test_missing_depth_says_what_makes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No depth of a/b\.jpg.*provider"):
+    with pytest.raises(FileNotFoundError, match=r"no depth of a/b\.jpg.*provider"):
         read_depth(tmp_path, "a/b.jpg")
     (tmp_path / "depth/a").mkdir(parents=True)
     np.savez(

@@ -3,10 +3,8 @@
 Notation: q = 1 / z, inverse depth; w a pixel's weight, 0 where either depth is unknown; a bar is the weighted mean over a patch.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,22 +45,6 @@ def depth_target(
     stacked = torch.stack([inverse * weight, weight], -1)
     summed, weight = resize_image(stacked, width, height).unbind(-1)
     return DepthTarget(scale * summed / weight.clamp(min=1e-6) * (weight > 1e-6), weight)
-
-
-def read_depth(stage0_dir: Path, name: str) -> tuple[Tensor, Tensor]:
-    """Read stage 0's depth of a kept view and its confidence. [H, W], [H, W]
-
-    Raises:
-        FileNotFoundError: Stage 0 made none, as with points from elsewhere.
-    """
-    path = stage0_dir / "depth" / Path(name).with_suffix(".npz")
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"No depth of {name}: {path} is missing. Run stage 0 with a provider that makes depth (mvs), or leave --layer-depth-weight at 0."
-        )
-    with np.load(path) as arrays:
-        depth, confidence = arrays["depth"], arrays["confidence"].astype(np.float32)
-    return torch.from_numpy(depth), torch.from_numpy(confidence)
 
 
 def relative_depth_loss(

@@ -1,11 +1,13 @@
 """One layer's step, with what is done to its rows every so many of them."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from s2d.densify import DensifyPolicy
 from s2d.layers.density import ResetRule, density_round, remove_rows, reset_opacities
-from s2d.layers.depth import DepthTarget, depth_target, depth_weight
+from s2d.layers.depth import DepthTarget, depth_target, depth_weight, relative_depth_loss
 from s2d.layers.foundation import Foundation
 from s2d.layers.options import LayerPlan
 from s2d.layers.pyramid import Pyramid
@@ -17,11 +19,11 @@ from s2d.layers.reduce import (
     least_important,
     redundant_rows,
 )
-from s2d.layers.step import layer_step
 from s2d.layers.task import LayerTask
 from s2d.log import logger
 from s2d.optim import active_sh_degree, set_means_rate
-from s2d.training import TrainingRun, refine_cameras
+from s2d.rasterize import TrainingView
+from s2d.training import TrainingRun, optimise_view, refine_cameras
 
 # Density control from a tenth to six tenths of a layer's steps: layers are short, and what they add needs the rest to settle.
 DENSIFY_START, DENSIFY_STOP = 0.1, 0.6
@@ -78,14 +80,16 @@ class LayerLoop:
         if not all_degrees:
             degree = active_sh_degree(run.step, task.sh_degree_every, degree)
         weight = depth_weight(task.flags.layer_depth_weight, share) if is_kept else 0.0
-        loss = layer_step(
+        view = self.pyramid(is_kept, name)
+        loss = optimise_view(
             run,
-            self.pyramid(is_kept, name),
+            view.camera,
+            view.target,
             ssim_weight=self.layer.ssim_weight,
             sh_degree=degree,
+            gradient_weight=view.weight,
             opacity_weight=task.opacity_weight,
-            depth=self._depth(name) if weight > 0 else None,
-            depth_weight=weight,
+            extra_loss=self._depth_loss(name, weight) if weight > 0 else None,
         )
         self.foundation.hold(run.gaussians)
         if self.flat is not None:
@@ -94,12 +98,13 @@ class LayerLoop:
         self.change_rows()
         return loss
 
-    def _depth(self, name: str) -> DepthTarget:
+    def _depth_loss(self, name: str, weight: float) -> Callable[[TrainingView], Tensor]:
         if name not in self.depths:
             assert self.task.depth is not None
             camera = self.kept.select([name])
             self.depths[name] = depth_target(*self.task.depth(name), camera.width, camera.height)
-        return self.depths[name]
+        target = self.depths[name]
+        return lambda drawn: weight * relative_depth_loss(drawn.depth, drawn.alpha, target)
 
     def change_rows(self) -> None:
         """Density control, resets and the reduced mode's rules, where this step is one of theirs."""

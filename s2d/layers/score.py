@@ -8,10 +8,11 @@ import torch
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
 from s2d.images import image_writer
-from s2d.layers.pyramid import View, reduced
+from s2d.layers.pyramid import View, ViewSource, reduced
 from s2d.metrics import LPIPS_MIN_SIDE, Lpips, psnr, ssim
 from s2d.model_folder import render_name
 from s2d.rasterize import rasterize
+from s2d.refinement import Refinement
 from s2d.scene import Scene
 
 Scores = dict[str, float | None]
@@ -54,6 +55,28 @@ def score_views(
             if folder is not None:
                 write(folder / render_name(name), image)
     return {key: _mean([row[key] for row in rows]) for key in rows[0]}
+
+
+@torch.no_grad()
+def view_psnr(
+    gaussians: Gaussians,
+    refinement: Refinement | None,
+    kept: Cameras,
+    views: ViewSource,
+    factor: float,
+) -> float:
+    """Mean PSNR in dB of the kept views at a layer's resolution, from their learned cameras where there are any."""
+    scores = []
+    for name in kept.names:
+        view = reduced(views(True, name), factor)
+        refined = None if refinement is None else refinement.view_of(view.camera)
+        camera = view.camera
+        if refined is not None:
+            camera = Cameras(refined.viewmat[None], refined.K[None], camera.sizes, camera.names)
+        rgb = rasterize(gaussians, camera).rgb[0]
+        rgb = rgb if refined is None or refined.gain is None else rgb * refined.gain
+        scores.append(psnr(rgb.clamp(0, 1), view.target))
+    return fmean(scores)
 
 
 def _eight_bits(image: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from s2d.layers.foundation import Foundation
 from s2d.layers.loop import LayerLoop
 from s2d.layers.options import LayerPlan
 from s2d.layers.rows import INVISIBLE, concatenate, pick_rows
-from s2d.layers.step import view_psnr
+from s2d.layers.score import view_psnr
 from s2d.layers.task import LayerTask, TrainedLayers
 from s2d.log import logger, progress
 from s2d.rasterize import cpus_for_kernels

@@ -1,14 +1,12 @@
 """What strategies may know beside the view of a step: the kept photos, their cameras, and stage 0's depth of them."""
 
-import zipfile
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from s2d.cameras import Cameras
+from s2d.depth_io import depth_path, read_depth
 from s2d.scene import Scene
 
 
@@ -39,25 +37,10 @@ class Evidence:
         return {camera.names[0]: self._depth(camera) for camera in self.kept.cameras}
 
     def _depth(self, camera: Cameras) -> tuple[Tensor, Tensor]:
-        path = self.stage0_dir / "depth" / Path(camera.names[0]).with_suffix(".npz")
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"Stage 0 has no depth of {camera.names[0]}: no file {path}. Run stage 0 again with --overwrite, or leave out the "
-                "--depth-, --normal- and --prune-floaters flags."
-            )
-        try:
-            with np.load(path) as arrays:
-                depth, confidence = (
-                    torch.from_numpy(arrays[name].astype(np.float32))
-                    for name in ("depth", "confidence")
-                )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} is not a depth map of stage 0 ({error!r}). Run stage 0 again with --overwrite."
-            ) from error
+        depth, confidence = read_depth(self.stage0_dir, camera.names[0])
         if depth.shape != (camera.height, camera.width):
             raise ValueError(
-                f"{path} is {depth.shape[1]}x{depth.shape[0]}. Expected {camera.width}x{camera.height}, the size of the photo. Run stage 0 "
+                f"{depth_path(self.stage0_dir, camera.names[0])} is {depth.shape[1]}x{depth.shape[0]}. Expected {camera.width}x{camera.height}, the size of the photo. Run stage 0 "
                 "again with --overwrite."
             )
         return depth, confidence
