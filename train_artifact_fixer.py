@@ -83,8 +83,6 @@ class Config:
     """Change brightness, tint and gamma of a sample by up to this factor off 1, all its images alike. 0: never."""
     guidance_dropout: float = 0.0
     """Show this share of the samples without guidance, and as many with guidance on one side only: the fixer must not lean on it blindly."""
-    weak_share: float = 0.0
-    """Weaken the artifacts of this share of the samples, down to none: the fixer must leave alone what is right."""
     reference_window: int = 10
     """The reference of frame i is one of the frames i - N to i + N (where the data set does not list references)."""
     train_batch_size: int = no_effect(4)
@@ -185,7 +183,6 @@ def main(cfg: Config) -> Path:
         cfg.min_scale,
         cfg.colour_jitter,
         cfg.guidance_dropout,
-        cfg.weak_share,
         cfg.cache_mb * 2**20,
     )
     test_samples = PairSamples(test_pairs, ImagePrep.parse(cfg.test_image_prep, multiple))
@@ -377,7 +374,6 @@ def check_config(cfg: Config) -> None:
     check_range("min_scale", cfg.min_scale, 0.1, 1.0)
     check_range("colour_jitter", cfg.colour_jitter, 0.0, below=1.0)
     check_range("guidance_dropout", cfg.guidance_dropout, 0.0, 0.5)
-    check_range("weak_share", cfg.weak_share, 0.0, 1.0)
     weights = (
         cfg.lambda_l2,
         cfg.lambda_psnr,

@@ -51,6 +51,12 @@ class Group:
     seed: int
 
 
+def parse_weights(texts: Sequence[str]) -> dict[Path, tuple[str, ...]]:
+    """Read FILE:SCENE,SCENE: compact weights, and the scenes they never saw."""
+    parts = (text.rpartition(":") for text in texts)
+    return {Path(path): tuple(scenes.split(",")) for path, _, scenes in parts}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -87,10 +93,9 @@ def main() -> None:
     lpips = dict(zip(args.lpips, models, strict=True))
     groups = sparse_groups(args.pairs)
     work = []
-    for text in args.weights:
-        path, _, scenes = text.rpartition(":")
-        fixer = load_compact_fixer(Path(path), precision=args.precision)
-        for scene in scenes.split(","):
+    for path, scenes in parse_weights(args.weights).items():
+        fixer = load_compact_fixer(path, precision=args.precision)
+        for scene in scenes:
             found = [(fixer, group, rows) for group, rows in groups.items() if group.scene == scene]
             if not found:
                 parser.exit(2, f"{args.pairs} has no sparse pair of {scene}.\n")

@@ -24,13 +24,16 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.fixer import parse_weights
+from benchmarks.results import ROOT, run
+
 STAGE2 = {
     "photos": ("--fixer", "analytic", "--trial-views", "0"),  # stage 3 wants fixed views even where it draws none
     "renders": ("--fixer", "analytic", "--guidance-share", "0", "--trial-views", "0"),
@@ -64,7 +67,7 @@ def main() -> None:
     parser.add_argument("-s", "--scenes", type=Path, required=True, help="folder of scenes")
     parser.add_argument("-m", "--model-dir", type=Path, required=True)
     parser.add_argument(
-        "--weights", nargs="+", required=True, metavar="FILE:SCENE,SCENE", help="compact weights, and what they never saw"
+        "--weights", action="append", required=True, metavar="FILE:SCENE,SCENE", help="compact weights, and what they never saw"
     )  # fmt: skip
     parser.add_argument("--kept", type=int, nargs="+", default=[3, 6])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -75,10 +78,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path)
     args = parser.parse_args()
     weights = {
-        scene: Path(file)
-        for text in args.weights
-        for file, names in [text.rsplit(":", 1)]
-        for scene in names.split(",")
+        scene: file for file, names in parse_weights(args.weights).items() for scene in names
     }
     settings = [
         Setting(scene, kept, seed) for seed in args.seeds for scene in weights for kept in args.kept
@@ -98,8 +98,17 @@ def run_setting(args: argparse.Namespace, setting: Setting, weights: Path) -> No
     preset = ["--preset", args.preset] if args.preset else []
     seed = ["--seed", setting.seed]
     held_out = ["--eval", "--keep-count", setting.kept]
-    run("stage0_point_guidance.py", "-s", scene, "-m", base, *held_out, "--max-side", args.max_side)
-    run("stage1_3dgs_init.py", "-s", scene, "-m", base, *preset, *seed)
+    run(
+        ROOT / "stage0_point_guidance.py",
+        "-s",
+        scene,
+        "-m",
+        base,
+        *held_out,
+        "--max-side",
+        args.max_side,
+    )
+    run(ROOT / "stage1_3dgs_init.py", "-s", scene, "-m", base, *preset, *seed)
     for variant in args.variants:
         folder = setting.folder(args.model_dir, variant)
         if (folder / "results.json").is_file():
@@ -111,13 +120,9 @@ def run_setting(args: argparse.Namespace, setting: Setting, weights: Path) -> No
             shutil.copytree(base, partial, copy_function=os.link)
             partial.rename(folder)
         network = ["--weights", weights, "--precision", "bf16"] if variant in WITH_NETWORK else []
-        run("stage2_artifact_fix.py", "-m", folder, *STAGE2[variant], *network)
-        run("stage3_3dgs_mixed_opt.py", "-s", scene, "-m", folder, *preset, *seed, *STAGE3.get(variant, ()))  # fmt: skip
-        run("tools/evaluate.py", "-m", folder, "--lpips", args.lpips)
-
-
-def run(script: str, *arguments) -> None:
-    subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], check=True)
+        run(ROOT / "stage2_artifact_fix.py", "-m", folder, *STAGE2[variant], *network)
+        run(ROOT / "stage3_3dgs_mixed_opt.py", "-s", scene, "-m", folder, *preset, *seed, *STAGE3.get(variant, ()))  # fmt: skip
+        run(ROOT / "tools/evaluate.py", "-m", folder, "--lpips", args.lpips)
 
 
 def table(out: Path, settings: Sequence[Setting], variants: Sequence[str]) -> str:

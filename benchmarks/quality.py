@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -24,22 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-import torch
 import yaml
 
 import stage0_point_guidance as stage0
 import stage1_3dgs_init as stage1
 import stage2_artifact_fix as stage2
 import stage3_3dgs_mixed_opt as stage3
-from benchmarks.results import markdown
+from benchmarks.results import Setting, find_scenes, markdown
 from s2d.checks import check_range
 from s2d.config import CONFIG_DIR, parse_config
 from s2d.files import atomic_write_json, atomic_write_text
 from s2d.gaussians import Gaussians
+from s2d.layers.score import score_views
 from s2d.log import logger
-from s2d.metrics import Lpips, load_lpips, psnr, ssim
+from s2d.metrics import Lpips, Metrics, load_lpips
 from s2d.model_folder import point_cloud_name
-from s2d.rasterize import cpus_for_kernels, rasterize
 from s2d.scene import load_scene
 from s2d.split import Split
 from s2d.stage_io import require_stage
@@ -78,20 +76,6 @@ class Quality:
     """Also write the tables here, as Markdown."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What variants are compared on."""
-
-    scene: str
-    keep: int
-
-    def folder(self, out_dir: Path, seed: int) -> Path:
-        return out_dir / f"{self.scene}_{self.keep}_s{seed}"
-
-    def __str__(self) -> str:
-        return f"{self.scene} {self.keep}"
-
-
 # Of every setting: variant → scores of each seed, in the order of the seeds that are there.
 Scores = dict[Setting, dict[str, dict[int, dict[str, Any]]]]
 
@@ -100,34 +84,22 @@ def main(cfg: Quality) -> str:
     """Run what is missing, print the tables; returns them."""
     check_range("scale", cfg.scale, above=0, high=1)
     variants = read_variants(cfg)
-    data_dir = cfg.data_dir or scenes_of_environment()
-    names = cfg.scenes
-    if "all" in names:
-        names = tuple(sorted(path.name for path in data_dir.iterdir() if path.is_dir()))
-    settings = [Setting(name, keep) for keep in cfg.keep for name in names]
+    scenes = {path.name: path for path in find_scenes(cfg.data_dir, cfg.scenes)}
+    settings = [Setting(name, keep) for keep in cfg.keep for name in scenes]
     network = None if cfg.lpips == "none" else load_lpips(cfg.lpips)
     scores: Scores = {}
     for seed in cfg.seeds:
         for setting in settings:
-            source = data_dir / setting.scene
-            if not source.is_dir():
-                raise FileNotFoundError(f"No scene {source}. Check --scenes and --data-dir.")
             for variant, flags in variants.items():
-                found = run_variant(cfg, source, setting, seed, variant, flags, network)
+                found = run_variant(
+                    cfg, scenes[setting.scene], setting, seed, variant, flags, network
+                )
                 scores.setdefault(setting, {}).setdefault(variant, {})[seed] = found
             if cfg.table is not None:
                 atomic_write_text(cfg.table, tables(scores))
     text = tables(scores)
     print(text)
     return text
-
-
-def scenes_of_environment() -> Path:
-    if "S2D_DATA" not in os.environ:
-        raise ValueError(
-            "No scenes: S2D_DATA is not set. Set it to the folder that holds scenes/, or pass --data-dir."
-        )
-    return Path(os.environ["S2D_DATA"]) / "scenes"
 
 
 # -------------------------------------------------------------------------------------------------------------- variants
@@ -282,25 +254,15 @@ def run_script(script: Any, flags: Mapping[str, Any]) -> Path:
     return script.main(parse_config(script.Config, script.__name__, arguments(flags)))
 
 
-@torch.no_grad()
-def score(out: Path, source: Path, step: int, network: Lpips | None) -> dict[str, float | None]:
-    """Score the splat at the test views, as files of 8 bits hold its renders; means over views."""
+def score(out: Path, source: Path, step: int, network: Lpips | None) -> Metrics:
+    """Score the splat at the test views; means over views."""
     prepared = out / "stage0" / "scene"
     scene = load_scene(prepared if prepared.is_dir() else source)
-    gaussians = Gaussians.load_ply(out / point_cloud_name(step))
-    rows: list[dict[str, float]] = []
-    for camera in scene.cameras.select(Split.load(out / "stage0" / "split.json").test):
-        with cpus_for_kernels():
-            rgb = rasterize(gaussians, camera).rgb[0].clamp(0, 1)
-        image, truth = (
-            (picture * 255).round() / 255 for picture in (rgb, scene.image(camera.names[0]))
-        )
-        row = {"psnr": psnr(image, truth), "ssim": ssim(image, truth)}
-        rows.append(row if network is None else row | {"lpips": network(image, truth)})
-    return {
-        name: statistics.fmean(row[name] for row in rows) if name in rows[0] else None
-        for name in METRICS
-    }
+    test = scene.cameras.select(Split.load(out / "stage0" / "split.json").test)
+    scores = score_views(
+        Gaussians.load_ply(out / point_cloud_name(step)), test, scene, 1.0, network
+    )
+    return {"lpips": None} | scores
 
 
 # ---------------------------------------------------------------------------------------------------------------- tables

@@ -77,7 +77,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Setting:
-    """One row group of the table: a scene with a number of kept views, over all seeds."""
+    """A scene with a number of kept views, over all seeds."""
 
     scene: str
     keep: int
@@ -85,22 +85,20 @@ class Setting:
     def folder(self, out_dir: Path, seed: int) -> Path:
         return out_dir / f"{self.scene}_{self.keep}_s{seed}"
 
+    def __str__(self) -> str:
+        return f"{self.scene} {self.keep}"
+
 
 def main(cfg: Config) -> Path:
     """Run what is missing; returns the table's path."""
-    data_dir = scene_folder(cfg)
-    names = (
-        sorted(path.name for path in data_dir.iterdir() if path.is_dir())
-        if "all" in cfg.scenes
-        else cfg.scenes
-    )
-    settings = [Setting(name, keep) for name in names for keep in cfg.keep]
+    scenes = {path.name: path for path in find_scenes(cfg.data_dir, cfg.scenes)}
+    settings = [Setting(name, keep) for name in scenes for keep in cfg.keep]
     failed = []
     for seed in cfg.seeds:
         for setting in settings:
             folder = setting.folder(cfg.out_dir, seed)
             try:
-                run_pipeline(cfg, data_dir / setting.scene, folder, setting.keep, seed)
+                run_pipeline(cfg, scenes[setting.scene], folder, setting.keep, seed)
             except subprocess.CalledProcessError as error:
                 logger.error("%s failed: %s", folder.name, shlex.join(map(str, error.cmd)))
                 failed.append(folder.name)
@@ -113,24 +111,30 @@ def main(cfg: Config) -> Path:
     return cfg.table
 
 
-def scene_folder(cfg: Config) -> Path:
-    """Find the folder with the scenes.
+def find_scenes(data_dir: Path | None, scenes: Sequence[str]) -> list[Path]:
+    """Find the scenes' folders.
+
+    Args:
+        data_dir: The folder that holds them; None: $S2D_DATA/scenes.
+        scenes: Their names; "all" among them stands for every folder.
 
     Raises:
-        ValueError: Neither --data-dir nor S2D_DATA names it.
+        ValueError: Neither data_dir nor S2D_DATA names the folder.
         FileNotFoundError: It, or one of the scenes, is not there.
     """
-    if cfg.data_dir is None and "S2D_DATA" not in os.environ:
+    if data_dir is None and "S2D_DATA" not in os.environ:
         raise ValueError(
             "No scenes: S2D_DATA is not set. Set it to the folder that holds scenes/, or pass --data-dir."
         )
-    folder = cfg.data_dir or Path(os.environ["S2D_DATA"]) / "scenes"
-    missing = [name for name in cfg.scenes if name != "all" and not (folder / name).is_dir()]
+    folder = data_dir or Path(os.environ["S2D_DATA"]) / "scenes"
+    missing = [name for name in scenes if name != "all" and not (folder / name).is_dir()]
     if missing or not folder.is_dir():
         raise FileNotFoundError(
             f"No scene {', '.join(missing)} in {folder}. Check --scenes and --data-dir."
         )
-    return folder
+    if "all" in scenes:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    return [folder / name for name in scenes]
 
 
 def run_pipeline(cfg: Config, scene: Path, folder: Path, keep: int, seed: int) -> None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +33,8 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 LPIPS_MIN_SIDE = 31  # pixels: AlexNet's second pooling needs them
 DOWNLOAD_TIMEOUT_S = 10.0
+
+Metrics = dict[str, float | None]
 
 
 def psnr(
@@ -191,6 +195,34 @@ class Lpips:
                 weight, bias = self.weights[f"{key}.weight"], self.weights[f"{key}.bias"]
                 x = F.relu_(F.conv2d(x, weight, bias, stride, padding))
         return taps
+
+
+def score(
+    image: Tensor,  # [H, W, 3]
+    truth: Tensor,  # [H, W, 3]
+    networks: Mapping[str, Lpips],
+    mask: Tensor | None = None,  # [H, W]
+) -> Metrics:
+    """Score one picture by PSNR, SSIM and LPIPS.
+
+    Args:
+        image, truth: In [0, 1], as 8 bits hold them. [H, W, 3]
+        networks: For LPIPS, by the name that its score gets; None where the picture is too small for them.
+        mask: Pixels that count (1, else 0); all where None. [H, W]
+
+    With a mask the PSNR is that of its pixels; SSIM and LPIPS are those of both pictures in front of white, as the sparse-view
+    protocols on DTU have it, where the table that objects stand on is not counted.
+    """
+    value = psnr(image, truth, mask)
+    if mask is not None:
+        image, truth = (
+            picture * mask[..., None] + 1 - mask[..., None] for picture in (image, truth)
+        )
+    large_enough = min(truth.shape[:2]) >= LPIPS_MIN_SIDE
+    values = {
+        key: network(image, truth) if large_enough else None for key, network in networks.items()
+    }
+    return {"psnr": None if math.isnan(value) else value, "ssim": ssim(image, truth)} | values
 
 
 def load_lpips(net: str, *, download: bool = True) -> Lpips:

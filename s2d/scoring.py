@@ -14,12 +14,11 @@ import s2d
 from s2d.cameras import Cameras
 from s2d.images import list_images, read_image
 from s2d.log import progress
-from s2d.metrics import LPIPS_MIN_SIDE, Lpips, psnr, ssim
+from s2d.metrics import Lpips, Metrics, psnr, score
 from s2d.scene import Scene
 from s2d.split import Split
 from s2d.stage_io import Manifest
 
-Metrics = dict[str, float | None]
 # What is scored: the key in results.json, and the column of the report that shows it.
 SCORED = {"stage1": "stage1", "stage2": "fixed", "stage3": "stage3"}
 
@@ -121,29 +120,6 @@ def score_views(run: Run, networks: dict[str, Lpips]) -> dict[str, dict[str, dic
                     )
             bar.update(done)
     return per_view
-
-
-def score(
-    image: Tensor,  # [H, W, 3]
-    truth: Tensor,  # [H, W, 3]
-    networks: dict[str, Lpips],
-    mask: Tensor | None = None,  # [H, W]
-) -> Metrics:
-    """Score one picture.
-
-    With a mask the PSNR is that of its pixels; SSIM and LPIPS are those of both pictures in front of white, as the sparse-view
-    protocols on DTU have it, where the table that objects stand on is not counted.
-    """
-    value = psnr(image, truth, mask)
-    if mask is not None:
-        image, truth = (
-            picture * mask[..., None] + 1 - mask[..., None] for picture in (image, truth)
-        )
-    large_enough = min(truth.shape[:2]) >= LPIPS_MIN_SIDE
-    values = {
-        key: network(image, truth) if large_enough else None for key, network in networks.items()
-    }
-    return {"psnr": None if math.isnan(value) else value, "ssim": ssim(image, truth)} | values
 
 
 def score_guidance(guidance: Tensor, truth: Tensor, mask: Tensor) -> Metrics:

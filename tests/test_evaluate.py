@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2d import scoring
 from s2d.cameras import Cameras
 from s2d.config import no_effect
 from s2d.files import atomic_write_json
@@ -16,7 +15,7 @@ from s2d.gaussians import Checkpoint, Gaussians, gaussians_from_points, save_che
 from s2d.geometry import invert_rigid
 from s2d.guidance.cloud import SurfaceCloud
 from s2d.images import read_image, write_image
-from s2d.metrics import LpipsUnavailable, psnr, ssim
+from s2d.metrics import LpipsUnavailable, psnr, score, ssim
 from s2d.model_folder import render_name
 from s2d.rasterize import rasterize
 from s2d.scene import load_scene
@@ -293,8 +292,8 @@ def test_each_picture_is_scored_once_by_each_network(tmp_path, source, truth, na
 
 def test_pictures_too_small_for_lpips_are_scored_without_it():
     image, photo = torch.zeros(20, 40, 3), torch.full((20, 40, 3), 0.1)
-    assert scoring.score(image, photo, {"lpips_alex": None})["lpips_alex"] is None
-    assert scoring.score(image, photo, {})["psnr"] == pytest.approx(20.0, abs=1e-4)
+    assert score(image, photo, {"lpips_alex": None})["lpips_alex"] is None
+    assert score(image, photo, {})["psnr"] == pytest.approx(20.0, abs=1e-4)
 
 
 def test_masks_say_what_is_scored(tmp_path, source, truth, names):

@@ -11,9 +11,7 @@ from s2d.fixer.training.augment import (
     guided_columns,
     recolour,
     recolouring,
-    severity,
     shrink,
-    weaken,
     window_size,
 )
 from s2d.fixer.training.losses import log_error
@@ -93,30 +91,6 @@ def test_guidance_is_taken_away_as_often_as_asked(dataset):
         assert torch.equal(sample["guidance"][..., columns], before["guidance"][..., columns])
         emptied += int(not columns.any() and before["coverage_mask"].any())
     assert 0 < emptied < 12
-
-
-def test_artifacts_are_weakened_towards_the_truth(generator, dataset):
-    rendered, target = ((torch.rand(2, 3, 8, 8, generator=generator) * 255).to(torch.uint8))[:2]
-    assert torch.equal(weaken(rendered, target, 1.0), rendered)
-    assert torch.equal(weaken(rendered, target, 0.0), target)
-    error = (weaken(rendered, target, 0.25).float() - target.float()).square().mean().sqrt()
-    whole = (rendered.float() - target.float()).square().mean().sqrt()
-    assert error == pytest.approx(0.25 * float(whole), rel=0.02)  # rounding to 8 bits
-    draws = np.random.default_rng(3)
-    left = np.array([severity(0.4, draws) for _ in range(2000)])
-    assert np.mean(left < 1) == pytest.approx(0.4, abs=0.04)  # standard deviation 0.011
-    assert np.mean(left[left < 1]) == pytest.approx(0.5, abs=0.04)
-    pairs = load_pairs(dataset, "train", 5)
-    weak = PairSamples(pairs, ImagePrep("crop", 24), flip=False, weak_share=1.0)
-    plain = PairSamples(pairs, ImagePrep("crop", 24), flip=False)
-    errors = torch.zeros(2)
-    for number in range(8):
-        sample, before = weak[number], plain[number]
-        for row, one in enumerate((sample, before)):
-            errors[row] += (one["rendered"] - one["target"]).abs().mean()
-        for key in ("guidance", "coverage_mask", "reference", "target"):
-            assert torch.equal(sample[key], before[key])
-    assert 0.2 < errors[0] / errors[1] < 0.8  # 0.5 on average
 
 
 def test_all_images_of_a_sample_are_treated_alike(dataset):

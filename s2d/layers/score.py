@@ -9,13 +9,11 @@ from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
 from s2d.images import image_writer
 from s2d.layers.pyramid import View, ViewSource, reduced
-from s2d.metrics import LPIPS_MIN_SIDE, Lpips, psnr, ssim
+from s2d.metrics import Lpips, Metrics, psnr, score
 from s2d.model_folder import render_name
 from s2d.rasterize import rasterize
 from s2d.refinement import Refinement
 from s2d.scene import Scene
-
-Scores = dict[str, float | None]
 
 
 @torch.no_grad()
@@ -26,7 +24,7 @@ def score_views(
     rescale: float,
     lpips: Lpips | None = None,
     folder: Path | None = None,
-) -> Scores:
+) -> Metrics:
     """Render views at a share of their resolution and compare them with the area-filtered photos, both rounded to 8 bits.
 
     Args:
@@ -47,11 +45,7 @@ def score_views(
             view = reduced(View(camera, photos.image(name), None), 1 / rescale)
             rgb = rasterize(gaussians, view.camera).rgb[0].clamp(0, 1)
             image, target = (_eight_bits(picture) for picture in (rgb, view.target))
-            row: Scores = {"psnr": psnr(image, target), "ssim": ssim(image, target)}
-            if lpips is not None:
-                large = min(image.shape[:2]) >= LPIPS_MIN_SIDE
-                row["lpips"] = lpips(image, target) if large else None
-            rows.append(row)
+            rows.append(score(image, target, {} if lpips is None else {"lpips": lpips}))
             if folder is not None:
                 write(folder / render_name(name), image)
     return {key: _mean([row[key] for row in rows]) for key in rows[0]}

@@ -1,4 +1,4 @@
-"""What is done to a training sample so that few scenes teach more: other sizes, other colours, less guidance, weaker artifacts.
+"""What is done to a training sample so that few scenes teach more: other sizes, other colours, less guidance.
 
 All images of a sample are treated alike, so that what the fixer has to learn stays true: the artifacts of a smaller picture are the
 smaller artifacts, those of a brighter one the brighter.
@@ -71,23 +71,3 @@ def guided_columns(size: int, dropout: float, generator: np.random.Generator) ->
     if draw < dropout:
         return slice(0, 0)
     return slice(round(place * size), size) if draw < 2 * dropout else slice(0, size)
-
-
-def severity(share: float, generator: np.random.Generator) -> float:
-    """Draw how much of a render's artifacts stays: all, or for a `share` of the samples uniformly less, down to none.
-
-    A network that sees nothing but bad renders repairs good ones, too, and makes them worse.
-    """
-    if share <= 0:
-        return 1.0
-    draw, left = generator.random(2)
-    return float(left) if draw < share else 1.0
-
-
-def weaken(
-    rendered: Tensor,  # uint8 [3, H, W]
-    target: Tensor,  # uint8 [3, H, W]
-    left: float,
-) -> Tensor:
-    """Move a render towards the truth, keeping the share `left` of its error. uint8 [3, H, W]"""
-    return torch.lerp(target.float(), rendered.float(), left).round().to(torch.uint8)

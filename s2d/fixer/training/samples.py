@@ -22,9 +22,7 @@ from s2d.fixer.training.augment import (
     guided_columns,
     recolour,
     recolouring,
-    severity,
     shrink,
-    weaken,
     window_size,
 )
 from s2d.fixer.training.pairs import Pair
@@ -94,8 +92,6 @@ class PairSamples:
     """Change brightness, tint and gamma of a sample's images, all alike, by up to this factor off 1."""
     guidance_dropout: float = 0.0
     """Show this share of the samples without guidance, and as many with guidance on one side only; see `guided_columns`."""
-    weak_share: float = 0.0
-    """Weaken the artifacts of this share of the samples, down to none; see `severity`."""
     cache_bytes: int = 0
     """Keep decoded images up to this size, 8 bits a value: decoding takes longer than cutting a window."""
     _order: tuple[int, np.ndarray] = field(default=(-1, np.empty(0, int)), repr=False)
@@ -135,9 +131,6 @@ class PairSamples:
             kept = torch.zeros_like(images[key])
             kept[..., columns] = images[key][..., columns]
             images[key] = kept
-        left = severity(self.weak_share, generator)
-        if left < 1:
-            images["rendered"] = weaken(images["rendered"], images["target"], left)
         if self.flip and mirror < 0.5:
             images = {key: image.flip(-1) for key, image in images.items()}
         if self.colour_jitter > 0:
