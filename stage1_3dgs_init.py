@@ -13,15 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from tyro.conf import OmitArgPrefixes, arg
 
 from s2d.cameras import Cameras
 from s2d.checks import check_range
 from s2d.config import no_effect, run_script
 from s2d.densify import DensifyPolicy
+from s2d.device import choose_device, run_on
 from s2d.files import atomic_write_json, atomic_write_text
 from s2d.gaussians import gaussians_from_points, save_checkpoint, thin_points
 from s2d.log import logger, progress
+from s2d.memory_plan import DataDevice, TrainingMemory
 from s2d.model_folder import copy_results, kept_views, point_cloud_name, write_cameras_json
 from s2d.optim import LearningRates, active_sh_degree, scene_extent, set_means_rate
 from s2d.ply_io import read_points_ply
@@ -42,12 +45,12 @@ from s2d.training import (
     record,
     refine_cameras,
     render_views,
-    require_cpu,
     run_checkpoint,
     save_run,
     start_run,
     use_strategies,
 )
+from s2d.views import View, views_on
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,10 @@ class Config:
     """Also copy the renders here."""
     seed: int = 0
     """Seed of the order of the views and of split Gaussians."""
-    device: str = no_effect("cpu")
-    """Where to compute: only cpu so far."""
+    device: str = no_effect("auto")
+    """Where to compute: auto (a GPU if one can be used, else the CPU), cpu, cuda or cuda:N."""
+    data_device: DataDevice = no_effect("auto")
+    """On a GPU, where photos are held: auto (there, if they fit) or cpu (pinned memory of the host)."""
     checkpoint_every: int = no_effect(500)
     """Steps between two checkpoints from which an interrupted run goes on."""
     overwrite: bool = no_effect(False)
@@ -111,6 +116,7 @@ class Config:
 def main(cfg: Config) -> Path:
     """Run stage 1; returns OUT/stage1."""
     check_config(cfg)
+    choice = choose_device(cfg.device)
     stage0 = require_stage(cfg.model_dir, "stage0")
     split = Split.load(stage0.dir / "split.json")
     check_keep_flags(cfg, split, stage0)
@@ -119,21 +125,33 @@ def main(cfg: Config) -> Path:
     inputs = {"stage0": stage0, "kept photos": list(kept.image_paths)}
     with open_stage(cfg.model_dir, "stage1", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
-            with stage.timer("optimise"):
-                run = optimise(cfg, stage, stage0, kept)
-            novel = follow_refinement(novel, kept.cameras, run.refinement)
-            with stage.timer("render"):
-                render_views(run.gaussians, novel, stage.dir / "renders")
-            write_outputs(cfg, stage, run, split, kept, novel)
+            run_on(choice, lambda on: make(cfg, stage, stage0, split, kept, novel, on))
     for name in ("train_indices.txt", "novel_indices.txt", "image_names.txt"):
         copy_results(stage.dir / name, cfg.stage1_meta_dir and cfg.stage1_meta_dir / name)
     copy_results(stage.dir / "renders", cfg.stage1_novel_render_dir)
     return cfg.model_dir / "stage1"
 
 
+def make(
+    cfg: Config,
+    stage: Stage,
+    stage0: Manifest,
+    split: Split,
+    kept: Scene,
+    novel: Cameras,
+    device: torch.device,
+) -> None:
+    """Do the stage's work on a device, from the last checkpoint if there is one."""
+    with stage.timer("optimise"):
+        run = optimise(cfg, stage, stage0, kept, device)
+    novel = follow_refinement(novel, kept.cameras, run.refinement)
+    with stage.timer("render"):
+        render_views(run.gaussians, novel, stage.dir / "renders")
+    write_outputs(cfg, stage, run, split, kept, novel)
+
+
 def check_config(cfg: Config) -> None:
     """Raise before anything is read or written."""
-    require_cpu(cfg.device)
     check_range("sample_iteration", cfg.sample_iteration, 1)
     check_range("checkpoint_every", cfg.checkpoint_every, 1)
     check_range("max_init_points", cfg.max_init_points, 1)
@@ -142,7 +160,9 @@ def check_config(cfg: Config) -> None:
     cfg.strategy.check()
 
 
-def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> TrainingRun:
+def optimise(
+    cfg: Config, stage: Stage, stage0: Manifest, kept: Scene, device: torch.device
+) -> TrainingRun:
     """Fit Gaussians on the points of stage 0 to the kept photos."""
     checkpoint = stage.scratch / "run.pth"
     rates = LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means)
@@ -157,31 +177,38 @@ def optimise(cfg: Config, stage: Stage, stage0: Manifest, kept: Scene) -> Traini
     sh_degree = cfg.strategy.sh_degree(cfg.sh_degree, len(kept))
     sampler = ViewSampler(kept.cameras.names, seed=cfg.seed)
     refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
+    most, sizes = max(cfg.max_gaussians, cfg.max_init_points), kept.cameras.sizes
+    memory = TrainingMemory(most, sh_degree, sizes, by_autograd=cfg.strategy.active)
+    resident = memory.fit(device, cfg.data_device)
+    views = views_on(
+        lambda _, name: View(kept.cameras.select([name]), kept.image(name), None), device, resident
+    )
     if checkpoint.exists():
-        run = load_run(checkpoint, rates, sampler, refined)
+        run = load_run(checkpoint, rates, sampler, refined, device)
     else:
         points, rgbs, confidence = read_points_ply(stage0.dir / "points.ply")
         chosen = thin_points(points, cfg.max_init_points, confidence)
         logger.info("stage1: %d Gaussians from the %d points of stage 0", len(chosen), len(points))
-        gaussians = gaussians_from_points(points[chosen], rgbs[chosen], sh_degree, cfg.init_opacity)
+        cloud = points[chosen].to(device), rgbs[chosen].to(device)
+        gaussians = gaussians_from_points(*cloud, sh_degree, cfg.init_opacity)
         extent = scene_extent(kept.cameras, points)
         run = start_run(gaussians, rates, extent, sampler, cfg.seed)
         if refined.any:
             cameras = kept.cameras
             if cfg.optim_pose:
                 cameras = register_cameras(gaussians.detached(), cameras, kept.image, extent)
-            run.refinement = Refinement(cameras, extent, refined)
+            run.refinement = Refinement(cameras.to(device), extent, refined)
 
     num_steps = cfg.sample_iteration
     use_strategies(run, cfg.strategy, kept, stage0.dir, num_steps, cfg.seed)
     with cpus_for_kernels(), progress(num_steps, "stage 1", start=run.step) as bar:
         while run.step < num_steps:
             set_means_rate(run.optimizer, rates, run.scene_extent, run.step / num_steps)
-            _, name = run.sampler.draw()
+            view = views(*run.sampler.draw())
             loss = optimise_view(
                 run,
-                kept.cameras.select([name]),
-                kept.image(name),
+                view.camera,
+                view.target,
                 ssim_weight=cfg.ssim_weight,
                 sh_degree=active_sh_degree(run.step, cfg.sh_degree_every, sh_degree),
                 opacity_weight=cfg.opacity_weight,

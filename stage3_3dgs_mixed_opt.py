@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from tyro.conf import OmitArgPrefixes, arg
 
 from s2d.cameras import Cameras
@@ -30,14 +31,15 @@ from s2d.checks import check_range
 from s2d.config import no_effect, run_script
 from s2d.densify import DensifyPolicy
 from s2d.depth_io import read_depth
+from s2d.device import choose_device, run_on
 from s2d.files import atomic_write_json
 from s2d.fixed_views import FixedViews, find_fixed_views, fixed_view_reader
 from s2d.gaussians import Checkpoint, load_checkpoint, save_checkpoint
 from s2d.layers.options import LayerFlags, plan_layers
-from s2d.layers.pyramid import View, ViewSource
 from s2d.layers.task import LayerTask, TrainedLayers, initial_rows
 from s2d.layers.training import train_layers
 from s2d.log import logger, progress
+from s2d.memory_plan import DataDevice, TrainingMemory
 from s2d.model_folder import (
     kept_views,
     point_cloud_name,
@@ -63,12 +65,12 @@ from s2d.training import (
     record,
     refine_cameras,
     render_views,
-    require_cpu,
     run_checkpoint,
     save_run,
     start_run,
     use_strategies,
 )
+from s2d.views import View, ViewSource, views_on
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,10 @@ class StageFlags:
     """Folder of the confidences of the fixed views, as far as there are any; default OUT/stage2/confidence where trials have measured them, else 1."""
     seed: int = 0
     """Seed of the order of the views and of split Gaussians."""
-    device: str = no_effect("cpu")
-    """Where to compute: only cpu so far."""
+    device: str = no_effect("auto")
+    """Where to compute: auto (a GPU if one can be used, else the CPU), cpu, cuda or cuda:N."""
+    data_device: DataDevice = no_effect("auto")
+    """On a GPU, where photos and fixed views are held: auto (there, if they fit) or cpu (pinned memory of the host)."""
     checkpoint_every: int = no_effect(500)
     """Steps between two checkpoints from which an interrupted run goes on."""
     overwrite: bool = no_effect(False)
@@ -139,6 +143,7 @@ class Config(LayerFlags, StageFlags):
 def main(cfg: Config) -> Path:
     """Run stage 3; returns OUT/stage3."""
     check_config(cfg)
+    choice = choose_device(cfg.device)
     stage0 = require_stage(cfg.model_dir, "stage0")
     start = start_checkpoint(cfg)
     split = Split.load(stage0.dir / "split.json")
@@ -160,24 +165,37 @@ def main(cfg: Config) -> Path:
     with open_stage(cfg.model_dir, "stage3", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
             fixed = None if paths is None else fixed_view_reader(novel, paths, cfg.beta)
-            with stage.timer("optimise"):
-                first = None if start is None else load_checkpoint(start)
-                # Where stage 1 has rendered them, also while the kept cameras are learned on.
-                taken = start_refinement(first, kept.cameras, RefinementRates())
-                novel = follow_refinement(novel, kept.cameras, taken)
-                if cfg.layers:
-                    run = optimise_layers(cfg, stage, first, kept, novel, fixed)
-                else:
-                    run = optimise(cfg, stage, start, first, kept, novel, fixed)
-            with stage.timer("render"):
-                render_views(run.gaussians, novel, stage.dir / "renders")
-            write_outputs(cfg, stage, run, split, kept, novel)
+            run_on(choice, lambda on: make(cfg, stage, start, split, kept, novel, fixed, on))
     return cfg.model_dir / "stage3"
+
+
+def make(
+    cfg: Config,
+    stage: Stage,
+    start: Path | None,
+    split: Split,
+    kept: Scene,
+    novel: Cameras,
+    fixed: FixedViews | None,
+    device: torch.device,
+) -> None:
+    """Do the stage's work on a device, from the last checkpoint if there is one."""
+    with stage.timer("optimise"):
+        first = None if start is None else load_checkpoint(start)
+        # Where stage 1 has rendered them, also while the kept cameras are learned on.
+        taken = start_refinement(first, kept.cameras, RefinementRates())
+        novel = follow_refinement(novel, kept.cameras, taken)
+        if cfg.layers:
+            run = optimise_layers(cfg, stage, first, kept, novel, fixed, device)
+        else:
+            run = optimise(cfg, stage, start, first, kept, novel, fixed, device)
+    with stage.timer("render"):
+        render_views(run.gaussians, novel, stage.dir / "renders")
+    write_outputs(cfg, stage, run, split, kept, novel)
 
 
 def check_config(cfg: Config) -> None:
     """Raise before anything is read or written."""
-    require_cpu(cfg.device)
     check_range("checkpoint_every", cfg.checkpoint_every, 1)
     check_range("alpha", cfg.alpha, 0, 1)
     check_range("beta", cfg.beta, 0, 1)
@@ -200,6 +218,7 @@ def optimise(
     kept: Scene,
     novel: Cameras,
     fixed: FixedViews | None,
+    device: torch.device,
 ) -> TrainingRun:
     """Go on from stage 1's Gaussians on both kinds of views."""
     checkpoint = stage.scratch / "run.pth"
@@ -222,20 +241,28 @@ def optimise(
         )
     refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
     if checkpoint.exists():
-        run = load_run(checkpoint, rates, sampler, refined)
+        run = load_run(checkpoint, rates, sampler, refined, device)
     else:
         run = start_run(
-            first.gaussians,
+            first.gaussians.to(device),
             rates,
             first.scene_extent,
             sampler,
             cfg.seed,
             first.step,
             first.optimizer_state,
-            start_refinement(first, kept.cameras, refined),
+            start_refinement(first, kept.cameras, refined, device),
         )
 
-    views = view_source(kept, novel, fixed)
+    memory = TrainingMemory(
+        max(cfg.max_gaussians, first.gaussians.num),
+        first.gaussians.sh_degree,
+        kept.cameras.sizes,
+        novel.sizes if fixed else (),
+        by_autograd=cfg.strategy.active,
+    )
+    resident = memory.fit(device, cfg.data_device)
+    views = views_on(view_source(kept, novel, fixed), device, resident)
     num_steps = cfg.iterations - first.step
     stage0_dir = cfg.model_dir / "stage0"
     use_strategies(run, cfg.strategy, kept, stage0_dir, cfg.iterations, cfg.seed, first)
@@ -273,6 +300,7 @@ def optimise_layers(
     kept: Scene,
     novel: Cameras,
     fixed: FixedViews | None,
+    device: torch.device,
 ) -> TrainingRun:
     """Make the scene anew from stage 0's points, layer by layer; of stage 1 the cameras are taken over, and levels where it has some."""
     stage0_dir = cfg.model_dir / "stage0"
@@ -298,11 +326,14 @@ def optimise_layers(
         seed=cfg.seed,
         checkpoint_every=cfg.checkpoint_every,
         refinement_rates=refined,
+        device=device,
+        data_device=cfg.data_device,
     )
     if first is not None:
-        refinement = start_refinement(first, kept.cameras, refined)
+        refinement = start_refinement(first, kept.cameras, refined, device)
     else:
-        refinement = Refinement(kept.cameras, extent, refined) if refined.any else None
+        cameras = kept.cameras.to(device)
+        refinement = Refinement(cameras, extent, refined) if refined.any else None
     done = TrainedLayers.load(cfg.foundation, cfg.layer_sh_degree)
     layers, run = train_layers(
         task, plan_layers(cfg, cfg.max_gaussians), done, stage.scratch, 0, refinement
@@ -330,15 +361,18 @@ def view_source(kept: Scene, novel: Cameras, fixed: FixedViews | None) -> ViewSo
 
 
 def start_refinement(
-    first: Checkpoint | None, given: Cameras, rates: RefinementRates
+    first: Checkpoint | None,
+    given: Cameras,
+    rates: RefinementRates,
+    device: torch.device | str = "cpu",
 ) -> Refinement | None:
     """Take over the cameras that the checkpoint's Gaussians belong to, and learn on if asked to."""
     if first is None:
         return None
     state = (first.run_state or {}).get("refinement")
     if state is None:
-        return Refinement(given, first.scene_extent, rates) if rates.any else None
-    refinement = Refinement.from_state(state, rates, with_optimizer=False)
+        return Refinement(given.to(device), first.scene_extent, rates) if rates.any else None
+    refinement = Refinement.from_state(state, rates, with_optimizer=False, device=device)
     if refinement.base.names != given.names:
         raise ValueError(
             f"The start checkpoint has refined cameras of {len(refinement.base)} views (first: {refinement.base.names[0]}). "

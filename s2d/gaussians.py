@@ -13,6 +13,7 @@ from simple_knn._C import distCUDA2
 from torch import Tensor
 
 from s2d.checks import check_shape
+from s2d.device import to_cpu
 from s2d.files import atomic_torch_save
 from s2d.ply_io import read_gaussians_ply, write_gaussians_ply
 from s2d.sh import rgb_to_sh0
@@ -151,9 +152,9 @@ def gaussians_from_points(
         means=points.float().clone(),
         log_scales=(0.5 * squared.log())[:, None].repeat(1, 3),
         quats=points.new_tensor([1.0, 0.0, 0.0, 0.0]).float().repeat(num, 1),
-        opacity_logits=torch.full((num,), float(torch.logit(torch.tensor(init_opacity)))),
+        opacity_logits=squared.new_full((num,), float(torch.logit(torch.tensor(init_opacity)))),
         sh0=rgb_to_sh0(rgbs.float())[:, None, :],
-        shN=torch.zeros(num, num_coefficients - 1, 3),
+        shN=squared.new_zeros(num, num_coefficients - 1, 3),
     )
 
 
@@ -171,7 +172,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint, all or nothing: a crash leaves the previous file as it was."""
+    """Write a checkpoint of CPU tensors, all or nothing: a crash leaves the previous file as it was."""
     content = {
         "format": CHECKPOINT_FORMAT,
         "step": checkpoint.step,
@@ -180,12 +181,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
         "optimizer_state": checkpoint.optimizer_state,
         "run_state": checkpoint.run_state,
     }
-    atomic_torch_save(path, content)
+    atomic_torch_save(path, to_cpu(content))
     return path
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint of ours, or the 12-tuple that 3DGS's training script writes.
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of ours, or the 12-tuple that 3DGS's training script writes; all of it onto the CPU.
 
     Files are read with weights_only=True: nothing in them is executed.
 
@@ -199,7 +200,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
             f"Checkpoint not found: {path}. Run stage 1 first, or give --start_checkpoint."
         )
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (
         Exception
     ) as error:  # torch raises four unrelated types for a file that is cut off or not its own

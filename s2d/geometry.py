@@ -28,7 +28,7 @@ def rigid(
 ) -> Tensor:
     """Assemble 4 x 4 transforms x -> R x + t. [..., 4, 4]"""
     top = torch.cat([rotation, translation[..., None]], -1)
-    bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=top.dtype, device=top.device)
+    bottom = torch.eye(4, dtype=top.dtype, device=top.device)[3]
     return torch.cat([top, bottom.expand(*top.shape[:-2], 1, 4)], -2)
 
 

@@ -49,6 +49,7 @@ def rasterize(
     background: Tensor | None = None,  # [3]
     sh_degree: int | None = None,
     viewmats: Tensor | None = None,  # [C, 4, 4]
+    Ks: Tensor | None = None,  # [C, 3, 3]
     means2d_probe: Tensor | None = None,  # [C, N, 2]
 ) -> Render:
     """Render Gaussians into every camera; all cameras have one size.
@@ -61,10 +62,11 @@ def rasterize(
         background: Colour behind everything in [0, 1]; black where None. [3]
         sh_degree: Active degree, 0-3; all that is stored where None.
         viewmats: World-to-camera, instead of `cameras.viewmats`; may require grad. [C, 4, 4]
+        Ks: Likewise, instead of `cameras.Ks`. [C, 3, 3]
         means2d_probe: Zeros that require grad: receives the gradient by pixel position, for density control. [C, N, 2]
 
     Returns:
-        `Render`; differentiable in all of gaussians, background and viewmats, except for `radii`.
+        `Render`; differentiable in all of gaussians, background, viewmats and Ks, except for `radii`.
 
     Raises:
         ValueError: cameras of several sizes, wrong shapes, non-finite cameras.
@@ -77,7 +79,7 @@ def rasterize(
         gaussians.sh0,
         gaussians.shN,
         cameras.viewmats if viewmats is None else viewmats,
-        cameras.Ks,
+        cameras.Ks if Ks is None else Ks,
         cameras.width,
         cameras.height,
         background=background,

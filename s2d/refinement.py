@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from s2d.cameras import Cameras
+from s2d.device import to_device
 from s2d.files import atomic_write_json
 from s2d.geometry import invert_rigid, quat_to_rotation, rigid, rotation_angle
 from s2d.images import resize_image
@@ -90,7 +91,7 @@ class Refinement:
         """Start from no correction.
 
         Args:
-            base: The kept cameras.
+            base: The kept cameras; what is learned lives where they are.
             scene_extent: L, world units.
             rates: What is learned and how fast.
         """
@@ -104,7 +105,9 @@ class Refinement:
 
         def zeros(count: int, width: int, rate: float) -> list[Tensor]:
             return [
-                torch.zeros(width, dtype=torch.float64, requires_grad=rate > 0)
+                torch.zeros(
+                    width, dtype=torch.float64, device=base.viewmats.device, requires_grad=rate > 0
+                )
                 for _ in range(count)
             ]
 
@@ -116,6 +119,8 @@ class Refinement:
             {"name": name, "params": params} for name, rate, params in self._table() if rate > 0
         ]
         self._optimizer = torch.optim.Adam(groups, lr=0.0) if groups else None
+        # Views whose gain is in use though it is not learned: looked up once, because a training step may not ask a GPU.
+        self._gained = [False] * len(base)
 
     def __contains__(self, name: str) -> bool:
         return name in self._row
@@ -131,7 +136,7 @@ class Refinement:
         factors = torch.cat([log_focal, log_focal, log_focal.new_zeros(1)]).diag().exp()
         K = self.base.Ks[row].double() * factors
         gain = self._log_gains[row]
-        used = gain.requires_grad or bool(gain.any())
+        used = gain.requires_grad or self._gained[row]
         return RefinedView(viewmat.float(), K.float(), gain.exp().float() if used else None)
 
     def view_of(self, camera: Cameras) -> RefinedView | None:
@@ -143,8 +148,8 @@ class Refinement:
         width, height = self.base.sizes[self._row[name]]
         if camera.sizes[0] == (width, height):
             return found
-        factors = found.K.new_tensor([[camera.width / width], [camera.height / height], [1.0]])
-        return found._replace(K=found.K * factors)
+        factors = torch.tensor([[camera.width / width], [camera.height / height], [1.0]])
+        return found._replace(K=found.K * to_device(factors, found.K.device))
 
     def step(self, progress: float) -> None:
         """Take the optimiser's step with the gradients that there are, at the rates of this share of the schedule."""
@@ -164,18 +169,18 @@ class Refinement:
     @torch.no_grad()
     def common_motion(self) -> tuple[float, float]:
         """How far all cameras have moved in common from `base`: mean turn in degrees, mean shift in scene extents."""
-        basis = common_motions(self.base, self.scene_extent)
-        common = (basis @ (basis.T @ torch.cat(self._motions))).reshape(-1, 6)
+        basis = common_motions(self.base.to("cpu"), self.scene_extent)
+        common = (basis @ (basis.T @ torch.cat(self._motions).cpu())).reshape(-1, 6)
         turned, moved = common[:, :3].norm(dim=1).mean(), common[:, 3:].norm(dim=1).mean()
         return float(torch.rad2deg(turned)), float(moved)
 
     @torch.no_grad()
     def cameras(self) -> Cameras:
-        """The kept cameras as they are now."""
+        """The kept cameras as they are now, on the CPU."""
         views = [self.view(name) for name in self.base.names]
         return Cameras(
-            torch.stack([view.viewmat for view in views]),
-            torch.stack([view.K for view in views]),
+            torch.stack([view.viewmat for view in views]).cpu(),
+            torch.stack([view.K for view in views]).cpu(),
             self.base.sizes,
             self.base.names,
         )
@@ -215,10 +220,15 @@ class Refinement:
 
     @staticmethod
     def from_state(
-        state: dict[str, Any], rates: RefinementRates, with_optimizer: bool
+        state: dict[str, Any],
+        rates: RefinementRates,
+        with_optimizer: bool,
+        device: torch.device | str = "cpu",
     ) -> "Refinement":
         """Go on from a saved state: with its optimiser to the same bits, or with a new one at other rates."""
-        refinement = Refinement(Cameras.from_json(state["base"]), state["scene_extent"], rates)
+        base = Cameras.from_json(state["base"]).to(device)
+        refinement = Refinement(base, state["scene_extent"], rates)
+        refinement._gained = [bool(gain.any()) for gain in state["params"]["exposure"]]
         with torch.no_grad():
             for name, _, params in refinement._table():
                 for own, saved in zip(params, state["params"][name], strict=True):
@@ -246,7 +256,7 @@ def register_cameras(
     """Move each camera to where fixed Gaussians look most like its photo, from coarse to fine.
 
     Args:
-        gaussians: As they are; not changed.
+        gaussians: As they are, on the device to compute on; not changed.
         cameras: C cameras, not further off than some pixels of the coarsest resolution.
         photo: View name -> [H, W, 3] in [0, 1].
         scene_extent: World units; sets the size of the steps.
@@ -255,7 +265,8 @@ def register_cameras(
     Returns:
         The moved cameras; one whose full picture fits no better than before stays where it was.
     """
-    loose = Refinement(cameras, scene_extent, RefinementRates(pose=REGISTER_RATE))
+    device = gaussians.means.device
+    loose = Refinement(cameras.to(device), scene_extent, RefinementRates(pose=REGISTER_RATE))
     total, done = sum(count for _, count in rounds), 0
 
     def loss_of(camera: Cameras, viewmat: Tensor, target: Tensor) -> Tensor:
@@ -269,7 +280,7 @@ def register_cameras(
         for factor, count in rounds:
             small = cameras.scaled(1 / factor)
             targets = [
-                photo(name) if factor == 1 else resize_image(photo(name), *size)
+                (photo(name) if factor == 1 else resize_image(photo(name), *size)).to(device)
                 for name, size in zip(small.names, small.sizes, strict=True)
             ]
             for _ in range(count):
@@ -282,7 +293,7 @@ def register_cameras(
     viewmats = []
     with torch.no_grad():
         for before, after in zip(cameras, moved, strict=True):
-            target = photo(before.names[0])
+            target = photo(before.names[0]).to(device)
             losses = [loss_of(c, c.viewmats[0], target) for c in (before, after)]
             viewmats.append((after if losses[1] < losses[0] else before).viewmats[0])
     logger.info("registered to the points: %s", loose.summary(cameras))

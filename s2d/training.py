@@ -2,10 +2,12 @@
 
 Stages 1 and 3 write their own loops; what both do the same lies here. A run is a function of its config, its inputs and its
 seed: `save_run` / `load_run` keep everything a step reads or changes, so an interrupted run ends with the same bits.
+
+A run is where its Gaussians are; `s2d.device` says what a step may not do on a GPU. What is saved is on the CPU, and goes on on either.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from s2d.densify import (
     densify_and_prune,
     reset_opacity,
 )
+from s2d.device import on_gpu
 from s2d.gaussians import Checkpoint, Gaussians, load_checkpoint, save_checkpoint
 from s2d.images import image_writer
 from s2d.log import progress
@@ -36,6 +39,8 @@ from s2d.strategies.settings import Strategy
 from s2d.strategies.view import StrategyView
 
 HISTORY_EVERY = 20
+# Views drawn at once on a GPU, which one small view does not fill, as long as they have no more Gaussians in all.
+BATCH_VIEWS, BATCH_GAUSSIANS = 8, 4_000_000
 
 
 @dataclass
@@ -58,6 +63,8 @@ class TrainingRun:
     """Of a run that was saved, for `use_strategies`."""
     support: Tensor | None = None  # [N]
     """Of the finished run, where it was asked for."""
+    unread: list[tuple[int, str, Tensor]] = field(default_factory=list)
+    """Step, view and loss of the last steps on a GPU, which are looked at together."""
     history: dict[str, list[float]] = field(
         default_factory=lambda: {"step": [], "loss": [], "num_gaussians": [], "seconds": []}
     )
@@ -114,8 +121,9 @@ def use_strategies(
     """
     if not settings.active:
         return
+    evidence = Evidence(kept, stage0_dir, run.gaussians.means.device)
     run.strategies = ActiveStrategies(
-        settings, Evidence(kept, stage0_dir), run.gaussians, run.scene_extent, last_step, seed
+        settings, evidence, run.gaussians, run.scene_extent, last_step, seed
     )
     if run.strategy_state is not None:
         run.strategies.load_state_dict(run.strategy_state)
@@ -125,6 +133,7 @@ def use_strategies(
 
 def finish_run(run: TrainingRun) -> None:
     """Make the result of the last step's Gaussians, where a strategy says that it is another."""
+    read_losses(run)
     if run.strategies is not None:
         run.support = run.strategies.finish(run.gaussians, run.optimizer)
         state = run.densify_state
@@ -147,8 +156,8 @@ def optimise_view(
     Args:
         run: Its Gaussians, optimiser, statistics and step count change in place.
         camera: The one camera of the view, at any resolution; of a refined one the name and the size count, the rest is taken from
-            `run.refinement`.
-        target: Photo or fixed view. [H, W, 3]
+            `run.refinement`. On the CPU, or where the Gaussians are.
+        target: Photo or fixed view, where the Gaussians are. [H, W, 3]
         ssim_weight: See `photometric_loss`.
         sh_degree: Active degree.
         gradient_weight: See `photometric_loss`; None is 1 everywhere. [H, W, 1]
@@ -156,10 +165,11 @@ def optimise_view(
         extra_loss: What to add to the photometric loss, of the view as it is drawn (rgb, alpha, depth).
 
     Returns:
-        The photometric loss, detached; non-finite values are an error here already.
+        The photometric loss, detached; on the CPU non-finite values are an error here already.
 
     Raises:
-        ValueError: The loss is not a number; names the tensor that went bad and the step.
+        ValueError: The loss is not a number; names the tensor that went bad, the step and the view. On a GPU, which nobody waits for in
+            between, up to 20 steps later.
     """
     gaussians = run.gaussians
     refined = None if run.refinement is None else run.refinement.view_of(camera)
@@ -176,8 +186,10 @@ def optimise_view(
         total = loss if extra is None else loss + extra
     if extra_loss is not None:
         total = total + extra_loss(view)
-    if not bool(torch.isfinite(total)):
-        _raise_not_finite(run, target, camera.names[0])
+    if on_gpu(gaussians.means):
+        run.unread.append((run.step, camera.names[0], total.detach()))
+    elif not bool(torch.isfinite(total)):
+        _raise_not_finite(run, run.step, camera.names[0], target)
     total.backward()
     state = run.densify_state
     view.update(
@@ -188,6 +200,8 @@ def optimise_view(
     run.step += 1
     if strategies is not None:
         strategies.after_step(gaussians, run.optimizer, camera, gradient_weight, run.step)
+    if len(run.unread) >= HISTORY_EVERY:
+        read_losses(run)
     return loss.detach()
 
 
@@ -257,6 +271,7 @@ def run_checkpoint(run: TrainingRun) -> Checkpoint:
 
 def save_run(run: TrainingRun, path: Path) -> None:
     """Save mid-way, all or nothing."""
+    read_losses(run)
     save_checkpoint(path, run_checkpoint(run))
 
 
@@ -265,20 +280,23 @@ def load_run(
     rates: LearningRates,
     sampler: ViewSampler,
     refinement_rates: RefinementRates | None = None,
+    device: torch.device | str = "cpu",
 ) -> TrainingRun:
-    """Continue a saved run; `sampler` must be made from the same views, and is set to its saved state.
+    """Continue a saved run on a device; `sampler` must be made from the same views, and is set to its saved state.
 
     Cameras that were refined stay so; they go on learning at `refinement_rates`.
     """
     saved = load_checkpoint(path)
     if saved.run_state is None:
         raise ValueError(f"{path} holds no run to continue. Delete it and start the stage again.")
+    gaussians = saved.gaussians.to(device)
     run = start_run(
-        saved.gaussians, rates, saved.scene_extent, sampler, 0, saved.step, saved.optimizer_state
+        gaussians, rates, saved.scene_extent, sampler, 0, saved.step, saved.optimizer_state
     )
     run.sampler.load_state_dict(saved.run_state["sampler"])
     run.generator.set_state(saved.run_state["generator"])
-    run.densify_state = DensifyState(saved.run_state["grad_sum"], saved.run_state["num_views"])
+    statistics = (saved.run_state[name].to(device) for name in ("grad_sum", "num_views"))
+    run.densify_state = DensifyState(*statistics)
     run.history = saved.run_state["history"]
     run.seconds_before = saved.run_state["seconds"]
     # Runs that were saved before there were strategies have none.
@@ -288,26 +306,34 @@ def load_run(
             saved.run_state["refinement"],
             refinement_rates or RefinementRates(),
             with_optimizer=True,
+            device=device,
         )
     return run
 
 
 def render_views(gaussians: Gaussians, cameras: Cameras, folder: Path) -> None:
-    """Render the cameras, one PNG per view, named after it."""
-    gaussians = gaussians.detached()
+    """Render the cameras, one PNG per view, named after it; they are encoded while the next are drawn."""
+    gaussians, done = gaussians.detached(), 0
     with image_writer() as write, progress(len(cameras), "novel renders") as bar:
-        for done, camera in enumerate(cameras, start=1):
-            render = rasterize(gaussians, camera)
-            write(folder / render_name(camera.names[0]), render.rgb[0])
+        for batch in render_batches(gaussians, cameras):
+            images = rasterize(gaussians, batch).rgb.cpu()
+            for name, image in zip(batch.names, images, strict=True):
+                write(folder / render_name(name), image)
+            done += len(batch)
             bar.update(done)
 
 
-def require_cpu(device: str) -> None:
-    """Refuse a device that the rasteriser has no kernels for."""
-    if device != "cpu":
-        raise ValueError(
-            f"device={device!r} was asked for, but diff_gaussian_rasterization has no kernels for it. Pass --device cpu."
-        )
+def render_batches(gaussians: Gaussians, cameras: Cameras) -> Iterator[Cameras]:
+    """Divide cameras into what is drawn at once, in order: one on the CPU; some of one size on a GPU."""
+    most = 1
+    if on_gpu(gaussians.means):
+        most = max(1, min(BATCH_VIEWS, BATCH_GAUSSIANS // max(gaussians.num, 1)))
+    first = 0
+    while first < len(cameras):
+        sizes = cameras.sizes[first : first + most]
+        count = next((k for k, size in enumerate(sizes) if size != sizes[0]), len(sizes))
+        yield cameras[first : first + count]
+        first += count
 
 
 def _load_moments(optimizer: torch.optim.Adam, state: dict) -> None:
@@ -324,10 +350,22 @@ def check_parameters(run: TrainingRun, when: str) -> None:
         check_finite(name, tensor, rows="Gaussian", context=when, hint="Try lower learning rates.")
 
 
-def _raise_not_finite(run: TrainingRun, target: Tensor, view: str) -> None:
+def read_losses(run: TrainingRun) -> None:
+    """Look at the losses of the last steps on a GPU, in one go; `optimise_view` says what is raised."""
+    steps, run.unread = run.unread, []
+    if not steps:
+        return
+    finite = torch.isfinite(torch.stack([loss for _, _, loss in steps])).tolist()
+    if not all(finite):
+        step, view, _ = steps[finite.index(False)]
+        _raise_not_finite(run, step, view)
+
+
+def _raise_not_finite(run: TrainingRun, step: int, view: str, target: Tensor | None = None) -> None:
     """Name what went bad: the photo, a parameter tensor, or else the loss itself."""
-    when = f"after step {run.step} (view {view})"
-    check_finite("target", target, rows="row", context=when, hint="Check that photo.")
+    when = f"after step {step} (view {view})"
+    if target is not None:
+        check_finite("target", target, rows="row", context=when, hint="Check that photo.")
     check_parameters(run, when)
     raise ValueError(
         f"optimise_view: the loss is not finite {when}, though the photo and all parameters are. Try another --seed."

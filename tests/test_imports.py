@@ -11,8 +11,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
-    {"log", "checks", "files"},
-    {"geometry", "sh", "images", "config", "stage_folders", "stage_io", "losses", "metrics"},
+    {"log", "checks", "files", "device"},
+    {
+        "geometry",
+        "sh",
+        "images",
+        "config",
+        "stage_folders",
+        "stage_io",
+        "losses",
+        "metrics",
+        "memory_plan",
+    },
     {
         "cameras",
         "lenses",
@@ -24,7 +34,7 @@ LAYERS = [
         "transforms_io",
     },
     {"scene", "split", "sampling", "trajectories", "gaussians", "alignment", "capture", "poses"},
-    {"rasterize", "densify", "optim", "refinement", "model_folder"},
+    {"rasterize", "densify", "optim", "refinement", "model_folder", "views"},
     {
         "guidance",
         "fixer",
@@ -44,7 +54,7 @@ ONLY_IMPORTERS = {
     "simple_knn": {"gaussians"},
     "diff_gaussian_rasterization": {"rasterize", "optim"},
     "fused_ssim": {"losses"},
-    "native_build": {"guidance"},
+    "native_build": {"guidance", "device"},
     "diffusers": {"fixer"},
     "peft": {"fixer"},
     "transformers": {"fixer", "guidance"},

@@ -16,7 +16,6 @@ from s2d.layers.levels import gaussians_of_level
 from s2d.layers.loop import LayerLoop
 from s2d.layers.manifest import load_levels
 from s2d.layers.options import LayerFlags, LayerPlan, plan_layers
-from s2d.layers.pyramid import View
 from s2d.layers.task import LayerTask, TrainedLayers, initial_rows
 from s2d.layers.training import new_rows, train_layers
 from s2d.ply_io import PointCloud
@@ -24,6 +23,7 @@ from s2d.refinement import Refinement, RefinementRates
 from s2d.sampling import ViewSampler
 from s2d.scene import load_scene, retriangulate
 from s2d.training import start_run
+from s2d.views import View
 
 NUM_BELOW, NUM_NEW, STEPS = 40, 30, 400
 

@@ -16,13 +16,14 @@ from s2d.layers.depth import (
     relative_depth_loss,
 )
 from s2d.layers.foundation import Foundation
-from s2d.layers.pyramid import Pyramid, View, reduced
+from s2d.layers.pyramid import Pyramid, reduced
 from s2d.layers.reduce import contributions, cull_colours, least_important, redundant_rows
 from s2d.layers.score import score_views
 from s2d.optim import LearningRates, create_optimizer
 from s2d.rasterize import rasterize
 from s2d.refinement import Refinement, RefinementRates
 from s2d.scene import load_scene
+from s2d.views import View
 
 
 def cameras_of(*sizes):

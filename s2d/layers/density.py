@@ -81,11 +81,14 @@ class ResetRule:
 def reset_opacities(run: TrainingRun, rule: ResetRule, foundation: Foundation) -> None:
     """Lower opacities to at most 0.01 and forget their moments: floaters must earn theirs again."""
     parameter = run.gaussians.opacity_logits
-    rows = foundation.not_reset(torch.ones(len(parameter), dtype=torch.bool), rule.whose)
-    ceiling = torch.logit(torch.tensor(RESET_OPACITY))
+    everyone = torch.ones(len(parameter), dtype=torch.bool, device=parameter.device)
+    rows = foundation.not_reset(everyone, rule.whose)
+    ceiling = torch.logit(parameter.new_tensor(RESET_OPACITY))
     lowered = parameter.clamp(max=ceiling)
     if rule.foundation_to is not None:
-        lowered[foundation.mask(len(parameter))] = torch.logit(torch.tensor(rule.foundation_to))
+        lowered[foundation.mask(len(parameter), parameter.device)] = torch.logit(
+            parameter.new_tensor(rule.foundation_to)
+        )
     parameter[rows] = lowered[rows]
     for group in run.optimizer.param_groups:
         if group["name"] == OPACITY:

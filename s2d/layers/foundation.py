@@ -66,26 +66,28 @@ class Foundation:
                     f"{when} changed {name} of the layers below, which are frozen. This is a defect: please report it with the command."
                 )
 
-    def mask(self, num: int) -> Tensor:
+    def mask(self, num: int, device: torch.device | str = "cpu") -> Tensor:
         """True for the foundation's rows among `num`. [num]"""
-        mask = torch.zeros(num, dtype=torch.bool)
+        mask = torch.zeros(num, dtype=torch.bool, device=device)
         mask[: self.num] = True
         return mask
 
     def not_divided(self, rows: Tensor) -> Tensor:
         """Of the rows [N] to be split, those that may be."""
-        return rows & ~self.mask(len(rows))
+        return rows & ~self.mask(len(rows), rows.device)
 
     def not_removed(self, rows: Tensor) -> Tensor:
         """Of the rows [N] to be removed, those that may be."""
-        return rows & ~self.mask(len(rows))
+        return rows & ~self.mask(len(rows), rows.device)
 
     def not_reset(self, rows: Tensor, reset: Reset) -> Tensor:
         """Of the rows [N] whose opacity is to be lowered, those that may be."""
         return (
-            rows if reset == "all" and OPACITY not in self.frozen else rows & ~self.mask(len(rows))
+            rows
+            if reset == "all" and OPACITY not in self.frozen
+            else rows & ~self.mask(len(rows), rows.device)
         )
 
     def not_culled(self, rows: Tensor) -> Tensor:
         """Of the rows [N] whose colour is to be made simpler, those that may be."""
-        return rows & ~self.mask(len(rows))
+        return rows & ~self.mask(len(rows), rows.device)

@@ -21,9 +21,11 @@ from s2d.layers.reduce import (
 )
 from s2d.layers.task import LayerTask
 from s2d.log import logger
+from s2d.memory_plan import TrainingMemory
 from s2d.optim import active_sh_degree, set_means_rate
 from s2d.rasterize import TrainingView
 from s2d.training import TrainingRun, optimise_view, refine_cameras
+from s2d.views import views_on
 
 # Density control from a tenth to six tenths of a layer's steps: layers are short, and what they add needs the rest to settle.
 DENSIFY_START, DENSIFY_STOP = 0.1, 0.6
@@ -42,8 +44,16 @@ class LayerLoop:
     ) -> None:
         self.task, self.layer, self.run, self.foundation = task, layer, run, foundation
         self.first_step = first_step
-        self.pyramid = Pyramid(task.views, layer.factor)
-        self.kept = task.kept.scaled(1 / layer.factor)
+        self.device = run.gaussians.means.device
+        self.kept = task.kept.scaled(1 / layer.factor).to(self.device)
+        memory = TrainingMemory(
+            foundation.num + layer.budget,
+            task.flags.layer_sh_degree,
+            self.kept.sizes,
+            self.kept.sizes[:1] * len(task.novel),  # novel views are about as large
+        )
+        resident = memory.fit(self.device, task.data_device)
+        self.views = views_on(Pyramid(task.views, layer.factor), self.device, resident)
         self.policy = DensifyPolicy(
             task.densify,
             grad_threshold=task.grad_threshold,
@@ -66,6 +76,9 @@ class LayerLoop:
     def _at(self, share: float) -> int:
         return round(share * self.layer.steps)
 
+    def _everyone(self) -> Tensor:
+        return torch.ones(self.run.gaussians.num, dtype=torch.bool, device=self.device)
+
     def step(self, all_degrees: bool) -> Tensor:
         """Take one step towards the next view; returns the photometric loss.
 
@@ -80,7 +93,7 @@ class LayerLoop:
         if not all_degrees:
             degree = active_sh_degree(run.step, task.sh_degree_every, degree)
         weight = depth_weight(task.flags.layer_depth_weight, share) if is_kept else 0.0
-        view = self.pyramid(is_kept, name)
+        view = self.views(is_kept, name)
         loss = optimise_view(
             run,
             view.camera,
@@ -101,8 +114,9 @@ class LayerLoop:
     def _depth_loss(self, name: str, weight: float) -> Callable[[TrainingView], Tensor]:
         if name not in self.depths:
             assert self.task.depth is not None
-            camera = self.kept.select([name])
-            self.depths[name] = depth_target(*self.task.depth(name), camera.width, camera.height)
+            size = self.kept.sizes[self.kept.names.index(name)]
+            target = depth_target(*self.task.depth(name), *size)
+            self.depths[name] = DepthTarget(*(t.to(self.device) for t in target))
         target = self.depths[name]
         return lambda drawn: weight * relative_depth_loss(drawn.depth, drawn.alpha, target)
 
@@ -117,15 +131,15 @@ class LayerLoop:
         ):
             density_round(run, self.policy, self.foundation)
             if flags.layer_redundancy:
-                first = self.foundation.mask(gaussians.num)
+                first = self.foundation.mask(gaussians.num, self.device)
                 remove_rows(run, redundant_rows(gaussians, self.kept, first), self.foundation)
         elif flags.layer_importance > 0 and done in map(self._at, IMPORTANCE_SHARES):
-            new = self.foundation.not_removed(torch.ones(gaussians.num, dtype=torch.bool))
+            new = self.foundation.not_removed(self._everyone())
             weights = contributions(gaussians, self.kept)
             doomed = least_important(weights, new, flags.layer_importance)
             remove_rows(run, doomed, self.foundation)
         elif flags.layer_sh_cull and done == self._at(SH_CULL_SHARE):
-            rows = self.foundation.not_culled(torch.ones(gaussians.num, dtype=torch.bool))
+            rows = self.foundation.not_culled(self._everyone())
             culled = cull_colours(gaussians.detached(), self.kept, rows)
             self.flat = (gaussians.shN.detach() == 0).all(-1, keepdim=True)
             logger.info("layer: %d of %d new Gaussians have one colour", culled, int(rows.sum()))

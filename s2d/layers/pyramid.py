@@ -4,24 +4,8 @@ Pixels average the area that they cover, as a coarser sensor's would: without th
 not asked about. The principal point scales with the picture (`Cameras.scaled`); nothing is centred.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-from torch import Tensor
-
-from s2d.cameras import Cameras
 from s2d.images import resize_image
-
-
-class View(NamedTuple):
-    """What one training step aims at."""
-
-    camera: Cameras  # one camera
-    target: Tensor  # [H, W, 3] in [0, 1]
-    weight: Tensor | None  # [H, W, 1] of the gradient; None is 1
-
-
-ViewSource = Callable[[bool, str], View]  # (is it a kept view, its name)
+from s2d.views import View, ViewSource
 
 
 def reduced(view: View, factor: float) -> View:

@@ -32,7 +32,7 @@ def redundant_rows(
 
     Args:
         gaussians: N rows.
-        cameras: Of the resolution in question.
+        cameras: Of the resolution in question, where the Gaussians are.
         first: Rows that come first in their room however faint they are, because they stay anyway. [N] bool
 
     Returns:
@@ -51,7 +51,7 @@ def redundant_rows(
     counts = torch.bincount(room)
     starts = counts.cumsum(0) - counts
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order)) - starts[room[order]]
+    rank[order] = torch.arange(len(order), device=order.device) - starts[room[order]]
     return seen & (rank >= PER_PIXEL_ROOM)
 
 
@@ -90,7 +90,7 @@ def cull_colours(gaussians: Gaussians, cameras: Cameras, candidates: Tensor) -> 
 
     Args:
         gaussians: Their sh0 and shN change in place.
-        cameras: The kept ones.
+        cameras: The kept ones, where the Gaussians are.
         candidates: Rows that may change. [N] bool
 
     Returns:

@@ -8,12 +8,13 @@ import torch
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
 from s2d.images import image_writer
-from s2d.layers.pyramid import View, ViewSource, reduced
+from s2d.layers.pyramid import reduced
 from s2d.metrics import Lpips, Metrics, psnr, score
 from s2d.model_folder import render_name
 from s2d.rasterize import rasterize
 from s2d.refinement import Refinement
 from s2d.scene import Scene
+from s2d.views import View, ViewSource
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def view_psnr(
             camera = Cameras(refined.viewmat[None], refined.K[None], camera.sizes, camera.names)
         rgb = rasterize(gaussians, camera).rgb[0]
         rgb = rgb if refined is None or refined.gain is None else rgb * refined.gain
-        scores.append(psnr(rgb.clamp(0, 1), view.target))
+        scores.append(psnr(rgb.clamp(0, 1).cpu(), view.target))
     return fmean(scores)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from s2d.cameras import Cameras
@@ -12,12 +13,13 @@ from s2d.gaussians import Gaussians
 from s2d.layers.levels import read_parts, write_levels
 from s2d.layers.manifest import MANIFEST, Levels, load_levels
 from s2d.layers.options import LayerFlags
-from s2d.layers.pyramid import ViewSource
 from s2d.layers.rows import concatenate, level_opacities
 from s2d.optim import LearningRates
+from s2d.memory_plan import DataDevice
 from s2d.ply_io import PointCloud
 from s2d.refinement import RefinementRates
 from s2d.sampling import SampleDrop
+from s2d.views import ViewSource
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class LayerTask:
     seed: int = 0
     checkpoint_every: int = 500
     refinement_rates: RefinementRates = field(default_factory=RefinementRates)
+    device: torch.device = torch.device("cpu")
+    """Where to train; all else here, and what comes out, is on the CPU."""
+    data_device: DataDevice = "auto"
 
 
 @dataclass

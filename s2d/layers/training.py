@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from s2d.device import to_cpu
 from s2d.files import atomic_torch_save
 from s2d.gaussians import Gaussians, gaussians_from_points, thin_points
 from s2d.layers.density import remove_rows
@@ -22,7 +23,7 @@ from s2d.log import logger, progress
 from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import Refinement
 from s2d.sampling import ViewSampler
-from s2d.training import TrainingRun, load_run, record, save_run, start_run
+from s2d.training import TrainingRun, load_run, read_losses, record, save_run, start_run
 
 INIT_OPACITY = 0.1
 
@@ -61,7 +62,7 @@ def train_layers(
             )
             if saved["refinement"] is not None:
                 refinement = Refinement.from_state(
-                    saved["refinement"], task.refinement_rates, with_optimizer=True
+                    saved["refinement"], task.refinement_rates, True, task.device
                 )
         else:
             logger.info(
@@ -79,14 +80,18 @@ def train_layers(
                 all_degrees=bool(done.parts),
             )
             num_below = sum(part.num for part in layers.parts)
-            values = run.gaussians.detached()
-            part = pick_rows(values, slice(num_below, None))
+            kept = run.gaussians.detached().to("cpu")
+            part = pick_rows(kept, slice(num_below, None))
             free = num_below > 0 and task.flags.freeze == "opacity"
-            below = values.opacity_logits[:num_below].clone() if free else None
+            below = kept.opacity_logits[:num_below].clone() if free else None
             metrics = {
                 "steps": layer.steps,
                 "psnr_kept": round(
-                    view_psnr(values, run.refinement, task.kept, task.views, layer.factor), 3
+                    view_psnr(
+                        run.gaussians.detached(),
+                        *(run.refinement, task.kept, task.views, layer.factor),
+                    ),
+                    3,
                 ),
             }
             refinement = run.refinement
@@ -99,7 +104,7 @@ def train_layers(
                     "carried": carried,
                     "refinement": None if refinement is None else refinement.state_dict(),
                 }
-                atomic_torch_save(finished, state)
+                atomic_torch_save(finished, to_cpu(state))
                 (scratch / f"run_{number}.pth").unlink(missing_ok=True)
         layers.parts.append(part)
         layers.opacities.append(below)
@@ -143,10 +148,10 @@ def _train_layer(
     )
     checkpoint = scratch / f"run_{number}.pth"
     if checkpoint.exists():
-        run = load_run(checkpoint, task.rates, sampler, task.refinement_rates)
+        run = load_run(checkpoint, task.rates, sampler, task.refinement_rates, task.device)
     else:
         new = new_rows(task, layer, number, below is None)
-        rows = new if below is None else concatenate([below, new])
+        rows = (new if below is None else concatenate([below, new])).to(task.device)
         run = start_run(
             *(rows, task.rates, task.scene_extent, sampler, task.seed + number, first_step),
             refinement=refinement,
@@ -164,6 +169,7 @@ def _train_layer(
             if run.step % task.checkpoint_every == 0 and run.step < last:
                 save_run(run, checkpoint)
             bar.update(run.step, loss=loss, gaussians=run.gaussians.num)
+    read_losses(run)
     # Nothing can bring back what is never drawn: it would be stored and sent for nothing.
     remove_rows(run, torch.sigmoid(run.gaussians.opacity_logits.detach()) < INVISIBLE, foundation)
     foundation.check(run.gaussians, "the end of the layer")

@@ -1,7 +1,6 @@
 """The strategies of one run: what a training step calls, and what of it must be saved."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -107,7 +106,7 @@ class ActiveStrategies:
             return sum(terms) if terms else None
         depth, alpha = view.depth.squeeze(-1), view.alpha.squeeze(-1)
         if settings.depth_weight or settings.normal_weight:
-            hint = [picture.to(depth.device) for picture in self.evidence.depths[camera.names[0]]]
+            hint = self.evidence.depths[camera.names[0]]
             if settings.depth_weight:
                 loss = depth_loss if settings.depth_loss == "inverse" else pearson_loss
                 terms.append(settings.depth_weight * loss(depth, alpha, *hint))
@@ -118,19 +117,22 @@ class ActiveStrategies:
         if settings.smooth_weight:
             terms.append(settings.smooth_weight * smoothness_loss(depth, alpha, photo))
         if self._binocular(camera, step):
-            gain = None
+            viewmats, Ks, gain = camera.viewmats, camera.Ks, None
             if refined is not None:  # as a constant: the view itself moves it
-                viewmat, K = refined.viewmat.detach(), refined.K.detach()
-                camera = replace(camera, viewmats=viewmat[None], Ks=K[None])
+                viewmats, Ks = refined.viewmat.detach()[None], refined.K.detach()[None]
                 gain = refined.gain
-            shift = binocular.draw_shift(depth, camera, self.generator)
+            focal = Ks[0, 0, 0]
+            shift = binocular.draw_shift(depth, focal, self.generator)
             beside = rasterize(
-                view.drawn, binocular.shifted_camera(camera, shift), sh_degree=sh_degree
+                view.drawn,
+                camera,
+                sh_degree=sh_degree,
+                viewmats=binocular.shifted(viewmats, shift),
+                Ks=Ks,
             )
             view.add_seen(beside.radii.squeeze(0))
             image = beside.rgb.squeeze(0)
             image = image if gain is None else image * gain.detach()
-            focal = float(camera.Ks[0, 0, 0])
             loss = binocular.binocular_loss(image, depth, photo, focal, shift)
             terms.append(settings.binocular_weight * loss)
         return sum(terms) if terms else None
@@ -223,9 +225,11 @@ class ActiveStrategies:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.generator.set_state(state["generator"])
-        self.average.load_state_dict(state["average"])
+        device = self.support.weights.device
+        self.average.load_state_dict(state["average"], device)
         self.support.load_state_dict(state["support"])
-        self._variances = state["variances"]
+        variances = state["variances"]
+        self._variances = None if variances is None else variances.to(device)
 
     def take_over(self, state: dict[str, Any] | None, gaussians: Gaussians) -> None:
         """Begin with the result of another stage, whose last state this is: its support goes on, its filter comes off."""

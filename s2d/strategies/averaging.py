@@ -40,5 +40,6 @@ class Average:
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count, "means": dict(self.means)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count, self.means = state["count"], dict(state["means"])
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        self.count = state["count"]
+        self.means = {name: mean.to(device) for name, mean in state["means"].items()}

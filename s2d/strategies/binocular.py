@@ -5,13 +5,11 @@ So the photo is compared with I'(u - f t / D): wrong depth and colours that fit 
 goes into I' and into D. What only one of the two cameras sees is not treated, as in the paper: the shifts are small.
 """
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2d.cameras import Cameras
+from s2d.device import to_device
 from s2d.geometry import pixel_grid
 
 # Largest shift in the picture, as a share of its width, of a point at the median depth.
@@ -20,37 +18,49 @@ MAX_DISPARITY = 0.04
 
 def draw_shift(
     depth: Tensor,  # [H, W]
-    camera: Cameras,
+    focal: Tensor,  # []
     generator: torch.Generator,
-) -> float:
-    """Draw t, uniformly to both sides, so that the median depth moves by at most 4 % of the width. World units; 0 without depth."""
-    known = depth.detach()[depth > 0]
-    if known.numel() == 0:
-        return 0.0
-    largest = MAX_DISPARITY * camera.width * float(known.median()) / float(camera.Ks[0, 0, 0])
-    return (2 * float(torch.rand((), generator=generator)) - 1) * largest
+) -> Tensor:
+    """Draw t, uniformly to both sides, so that the median depth moves by at most 4 % of the width.
+
+    Args:
+        depth: Of the first camera, <= 0 where there is none. [H, W]
+        focal: fx in pixels. []
+        generator: On the CPU; one number is drawn.
+
+    Returns:
+        World units, float64; 0 without depth. []
+    """
+    depth = depth.detach()
+    median = torch.where(depth > 0, depth, torch.nan).nanmedian().nan_to_num(nan=0.0)
+    largest = MAX_DISPARITY * depth.shape[1] * median.double() / focal.double()
+    drawn = torch.rand((), generator=generator).double()
+    return to_device(2 * drawn - 1, depth.device) * largest
 
 
-def shifted_camera(camera: Cameras, shift: float) -> Cameras:
-    """Move one camera along its own x axis, to the right if `shift` > 0. World units."""
-    viewmats = camera.viewmats.clone()
-    viewmats[:, 0, 3] -= shift
-    return replace(camera, viewmats=viewmats)
+def shifted(
+    viewmats: Tensor,  # [C, 4, 4]
+    shift: Tensor,  # []
+) -> Tensor:
+    """Move cameras along their own x axes, to the right if `shift` > 0. World units. [C, 4, 4]"""
+    moved = viewmats.clone()
+    moved[:, 0, 3] -= shift
+    return moved
 
 
 def warp_back(
     image: Tensor,  # [H, W, 3]
     depth: Tensor,  # [H, W]
-    focal: float,
-    shift: float,
+    focal: Tensor,  # []
+    shift: Tensor,  # []
 ) -> tuple[Tensor, Tensor]:
     """Fetch the shifted camera's colours to where the first camera sees the same points.
 
     Args:
         image: Render of the shifted camera. [H, W, 3]
         depth: Of the first camera, camera z in world units. [H, W]
-        focal: fx in pixels.
-        shift: t, world units.
+        focal: fx in pixels. []
+        shift: t, world units. []
 
     Returns:
         - colours at the first camera's pixels [H, W, 3]
@@ -60,7 +70,7 @@ def warp_back(
     """
     height, width = depth.shape
     xy = pixel_grid(width, height, depth.device, depth.dtype)
-    columns = xy[..., 0] - focal * shift / depth.clamp(min=1e-6)
+    columns = xy[..., 0] - depth.clamp(min=1e-6).reciprocal() * (focal.double() * shift)
     # grid_sample's -1 and 1 are the outer edges of the border pixels, as ours are 0 and the width.
     grid = torch.stack([2 * columns / width - 1, 2 * xy[..., 1] / height - 1], -1)
     warped = F.grid_sample(
@@ -74,8 +84,8 @@ def binocular_loss(
     image: Tensor,  # [H, W, 3]
     depth: Tensor,  # [H, W]
     photo: Tensor,  # [H, W, 3]
-    focal: float,
-    shift: float,
+    focal: Tensor,  # []
+    shift: Tensor,  # []
 ) -> Tensor:
     """Mean absolute difference between a photo and `warp_back` of the shifted camera's render; arguments as there."""
     warped, inside = warp_back(image, depth, focal, shift)

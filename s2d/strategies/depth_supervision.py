@@ -44,9 +44,8 @@ def pearson_loss(
     Does not change when D0's inverse is scaled or shifted. Differentiable in `depth` alone.
     """
     weight = _weight(alpha, target, confidence)
-    total = weight.sum()
-    if float(total) <= 0:
-        return depth.sum() * 0
+    # Without any weight all below is 0, whatever it is divided by.
+    total = weight.sum().clamp(min=1e-12)
 
     def centred(inverse: Tensor) -> Tensor:
         return inverse - (weight * inverse).sum() / total
@@ -79,7 +78,7 @@ def smoothness_loss(
 ) -> Tensor:
     """Mean relative step of inverse depth between neighbours, times exp(-|photo's step| / 0.1) (Godard et al. 2017). Differentiable in `depth`."""
     drawn = (alpha.detach() > MIN_ALPHA) & (depth.detach() > 0)
-    middle = depth.detach()[drawn].median() if bool(drawn.any()) else depth.new_tensor(1.0)
+    middle = torch.where(drawn, depth.detach(), torch.nan).nanmedian().nan_to_num(nan=1.0)
     inverse = middle / depth.clamp(min=1e-6)
     total = depth.new_zeros(())
     for axis in (0, 1):
@@ -103,7 +102,7 @@ def normals_of(
     """
     height, width = depth.shape
     grid = pixel_grid(width, height, depth.device, depth.dtype)
-    rays = F.pad(grid, (0, 1), value=1.0) @ torch.linalg.inv(K).mT
+    rays = F.pad(grid, (0, 1), value=1.0) @ torch.linalg.inv_ex(K).inverse.mT
     points = rays * depth[..., None]
     here, right, below = points[:-1, :-1], points[:-1, 1:], points[1:, :-1]
     # Right x below points away from the camera, below x right towards it.

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2d.device import to_device
+
 # Opacity 1e-9: far below 1/255, so it is not drawn.
 LEFT_OUT = -20.0
 
@@ -27,7 +29,7 @@ def draw_kept(
 ) -> Tensor:
     """Which Gaussians stay in this step. [N] bool"""
     drawn = torch.rand(len(opacity_logits), generator=generator) >= rate
-    return drawn.to(opacity_logits.device)
+    return to_device(drawn, opacity_logits.device)
 
 
 def dropped_logits(

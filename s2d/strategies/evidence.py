@@ -3,6 +3,7 @@
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from s2d.cameras import Cameras
@@ -13,9 +14,10 @@ from s2d.scene import Scene
 class Evidence:
     """The kept views of a run."""
 
-    def __init__(self, kept: Scene, stage0_dir: Path) -> None:
+    def __init__(self, kept: Scene, stage0_dir: Path, device: torch.device | str = "cpu") -> None:
         self.kept = kept
         self.stage0_dir = stage0_dir
+        self.device = device
         self._names = set(kept.cameras.names)
 
     def __contains__(self, name: str) -> bool:
@@ -28,7 +30,7 @@ class Evidence:
 
     @cached_property
     def depths(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Depth [H, W] (camera z, <= 0: none) and confidence [H, W] in [0, 1] of each kept view, by name.
+        """Depth [H, W] (camera z, <= 0: none) and confidence [H, W] in [0, 1] of each kept view, by name, on the device.
 
         Raises:
             FileNotFoundError: stage 0 has written none for a view.
@@ -43,4 +45,4 @@ class Evidence:
                 f"{depth_path(self.stage0_dir, camera.names[0])} is {depth.shape[1]}x{depth.shape[0]}. Expected {camera.width}x{camera.height}, the size of the photo. Run stage 0 "
                 "again with --overwrite."
             )
-        return depth, confidence
+        return depth.to(self.device), confidence.to(self.device)

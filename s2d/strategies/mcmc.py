@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from s2d.densify import DensifyState, update_rows
+from s2d.device import on_gpu
 from s2d.gaussians import Gaussians
 from s2d.geometry import quat_to_rotation
 
@@ -122,16 +123,21 @@ def add_noise(
         gaussians: Changed in place.
         rate: The centres' current learning rate, world units.
         scene_extent: L, world units.
-        generator: Source of η.
+        generator: Source of η, on the CPU; on a GPU of the seed of η, for all Gaussians: which of them are faint, it would have to tell first.
     """
     opacities = torch.sigmoid(gaussians.opacity_logits)
-    rows = (opacities < NOISE_OPACITY).nonzero()[:, 0]
-    if len(rows) == 0:
-        return
+    if on_gpu(opacities):
+        seed = int(torch.randint(2**62, (), generator=generator))
+        own = torch.Generator(opacities.device).manual_seed(seed)
+        rows, num = slice(None), len(opacities)
+        noise = torch.randn(num, 3, 1, generator=own, device=opacities.device)
+    else:
+        rows = (opacities < NOISE_OPACITY).nonzero()[:, 0]
+        noise = torch.randn(len(rows), 3, 1, generator=generator)
     weight = torch.sigmoid(SHARPNESS * (DEAD_OPACITY - opacities[rows]))
+    weight = weight * (opacities[rows] < NOISE_OPACITY)
     rotation = quat_to_rotation(gaussians.quats[rows])
     variances = (2 * gaussians.log_scales[rows]).exp()
-    noise = torch.randn(len(rows), 3, 1, generator=generator).to(variances.device)
     moved = (rotation @ (variances[:, :, None] * (rotation.mT @ noise)))[:, :, 0]
     scale = NOISE * (rate / scene_extent) / scene_extent
     gaussians.means[rows] += scale * weight[:, None] * moved

@@ -30,7 +30,8 @@ def residual_scores(gaussians: Gaussians, photos: Iterable[tuple[Cameras, Tensor
     values = gaussians.detached()
     scores = torch.zeros(values.num, device=values.means.device)
     for camera, photo in photos:
-        error = (rasterize(values, camera).rgb.squeeze(0) - photo).abs().mean(-1, keepdim=True)
+        rgb = rasterize(values, camera).rgb.squeeze(0)
+        error = (rgb - photo.to(rgb.device)).abs().mean(-1, keepdim=True)
         torch.maximum(
             scores, blend_weights(values, camera, error.expand(-1, -1, 3))[:, 0], out=scores
         )

@@ -65,7 +65,7 @@ class Support:
         return {"weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weights = state["weights"].clone()
+        self.weights = state["weights"].to(self.weights.device, copy=True)
 
 
 def draw_support(

@@ -4,12 +4,11 @@ The same interface as the rasteriser's `TrainingView`, and without a strategy th
 leave the cache.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from s2d.cameras import Cameras
+from s2d.device import to_device
 from s2d.gaussians import Gaussians
 from s2d.optim import SparseGaussianAdam
 from s2d.rasterize import CameraTensors, rasterize
@@ -42,13 +41,16 @@ class StrategyView:
         """
         self.drawn = drawn
         self._leaves = leaves
-        self._half_size = leaves.means.new_tensor([0.5 * camera.width, 0.5 * camera.height])
+        half_size = torch.tensor([0.5 * camera.width, 0.5 * camera.height])
+        self._half_size = to_device(half_size, leaves.means.device)
         self._probe = leaves.means.new_zeros(1, leaves.num, 2).requires_grad_()
-        viewmats = None
-        if refined is not None:
-            camera, viewmats = replace(camera, Ks=refined.K[None]), refined.viewmat[None]
         render = rasterize(
-            drawn, camera, sh_degree=sh_degree, viewmats=viewmats, means2d_probe=self._probe
+            drawn,
+            camera,
+            sh_degree=sh_degree,
+            viewmats=None if refined is None else refined.viewmat[None],
+            Ks=None if refined is None else refined.K[None],
+            means2d_probe=self._probe,
         )
         self.rgb, self.alpha, self.depth = (
             image.squeeze(0) for image in (render.rgb, render.alpha, render.depth)

@@ -29,6 +29,10 @@ class DeviceUnusable(ValueError):
     """The device that was asked for cannot be used, or not any more; the message says why and what to do."""
 
 
+class NotEnoughMemory(RuntimeError):
+    """Work was refused before it began, because it would not fit on the GPU; the message says what would help."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """Where to compute."""
@@ -39,11 +43,13 @@ class Choice:
     """What the user wrote."""
 
 
-def choose_device(asked: str = "auto") -> Choice:
+def choose_device(asked: str = "auto", *, kernels: bool = True, number: int = 0) -> Choice:
     """Decide where to compute, and log it with its reason, once.
 
     Args:
-        asked: `auto`: the first GPU if the kernels run there, else the CPU. `cpu`. `cuda` or `cuda:N`: that GPU or an error.
+        asked: `auto`: a GPU if one can be used, else the CPU. `cpu`. `cuda` or `cuda:N`: that GPU or an error.
+        kernels: Whether our kernels must run there; without them, as for a network, torch's own suffice.
+        number: Of this process among those that share the machine; where no GPU is named, they take them in turn.
 
     Raises:
         DeviceUnusable: The GPU that was asked for cannot be used.
@@ -54,10 +60,14 @@ def choose_device(asked: str = "auto") -> Choice:
         raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {asked!r}.")
     if asked == "cpu":
         return _logged(Choice(torch.device("cpu"), "asked for", asked))
-    index = int(found.group(1) or 0)
-    problem = cuda_problem(index)
+    if found.group(1) is None:
+        index = number % max(torch.cuda.device_count(), 1)
+    else:
+        index = int(found.group(1))
+    problem = cuda_problem(index, kernels)
     if problem is None:
-        return _logged(Choice(torch.device("cuda", index), describe_gpu(index), asked))
+        reason = describe_gpu(index) if kernels else torch.cuda.get_device_name(index)
+        return _logged(Choice(torch.device("cuda", index), reason, asked))
     if asked == "auto":
         return _logged(Choice(torch.device("cpu"), problem, asked))
     raise DeviceUnusable(
@@ -65,8 +75,8 @@ def choose_device(asked: str = "auto") -> Choice:
     )
 
 
-def cuda_problem(index: int = 0) -> str | None:
-    """Say what keeps the kernels from running on a GPU, in sentences that end with the cure; None where nothing does."""
+def cuda_problem(index: int = 0, kernels: bool = True) -> str | None:
+    """Say what keeps torch, and with `kernels` ours, from a GPU, in sentences that end with the cure; None where nothing does."""
     try:
         version = module.driver().version()
     except DriverMissing as error:
@@ -86,6 +96,8 @@ def cuda_problem(index: int = 0) -> str | None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= count:
         return f"torch sees {count} GPUs here, so there is none of number {index}: look at nvidia-smi and CUDA_VISIBLE_DEVICES."
+    if not kernels:
+        return None
     try:
         compile.target(module.driver().capability(index), nvrtc.choose(version).archs)
     except (NvrtcMissing, ValueError) as error:
@@ -116,7 +128,7 @@ def run_on(choice: Choice, work: Callable[[torch.device], _Result]) -> _Result:
     """
     try:
         return work(choice.device)
-    except (torch.OutOfMemoryError, DriverError, CompileError) as error:
+    except (torch.OutOfMemoryError, NotEnoughMemory, DriverError, CompileError) as error:
         if choice.device.type != "cuda":
             raise
         problem = _failure(choice.device, error)
@@ -129,6 +141,8 @@ def run_on(choice: Choice, work: Callable[[torch.device], _Result]) -> _Result:
 
 
 def _failure(device: torch.device, error: Exception) -> str:
+    if isinstance(error, NotEnoughMemory):
+        return str(error)
     if not isinstance(error, torch.OutOfMemoryError):
         return f"{device} failed: {error} Pass --device cpu, and report this."
     free, total = torch.cuda.mem_get_info(device)

@@ -1,0 +1,49 @@
+"""Where tensors are computed, and how they get there and back without the host waiting. The one importer of `native_build.cuda`.
+
+`--device auto|cpu|cuda|cuda:N` means the same to every script: `choose_device` decides and says why, `run_on` does the work there, and only
+`auto` goes on on the CPU where a GPU cannot be used or fails.
+
+A training step on a GPU may not ask it for a number: the host would wait for all that was asked before, and then the GPU for the host. So the step
+uses no `.item()`, `float(tensor)`, `nonzero` or boolean index, makes no tensor on the GPU from Python numbers, and copies by `to_device`.
+tests/test_device_step.py holds it to that.
+"""
+
+from typing import Any
+
+import torch
+from native_build.cuda import on_gpu, to_gpu
+from native_build.cuda.device import (
+    Choice,
+    DeviceUnusable,
+    NotEnoughMemory,
+    choose_device,
+    run_on,
+)
+from torch import Tensor
+
+__all__ = [
+    "Choice",
+    "DeviceUnusable",
+    "NotEnoughMemory",
+    "choose_device",
+    "on_gpu",
+    "run_on",
+    "to_cpu",
+    "to_device",
+]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; a copy from the CPU to a GPU goes through pinned memory, and nobody waits for it."""
+    return to_gpu(tensor, device)
+
+
+def to_cpu(values: Any) -> Any:
+    """Copy every tensor in nested dicts, lists and tuples to the CPU; what is there already, and all else, is handed on."""
+    if isinstance(values, Tensor):
+        return values.cpu()
+    if isinstance(values, dict):
+        return {key: to_cpu(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return type(values)(to_cpu(value) for value in values)
+    return values
