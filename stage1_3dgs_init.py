@@ -18,11 +18,13 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from s2d.cameras import Cameras
 from s2d.checks import check_range
+from s2d.completion import FILL_SHARE, starting_points
 from s2d.config import no_effect, run_script
 from s2d.densify import DensifyPolicy
+from s2d.depth_io import known_depths
 from s2d.device import choose_device, run_on
 from s2d.files import atomic_write_json, atomic_write_text
-from s2d.gaussians import gaussians_from_points, save_checkpoint, thin_points
+from s2d.gaussians import gaussians_from_points, save_checkpoint
 from s2d.log import logger, progress
 from s2d.memory_plan import DataDevice, TrainingMemory
 from s2d.model_folder import copy_results, kept_views, point_cloud_name, write_cameras_json
@@ -47,6 +49,7 @@ from s2d.training import (
     render_views,
     run_checkpoint,
     save_run,
+    stand_backdrop,
     start_run,
     use_strategies,
 )
@@ -65,6 +68,8 @@ class Config:
     """Number of optimisation steps; the novel cameras are rendered after the last."""
     max_init_points: int = 40_000
     """Start with at most this many Gaussians; a larger cloud is thinned evenly. More is sharper and slower."""
+    fill_share: float = FILL_SHARE
+    """Share of these that may stand where stage 0 has no depth, on a smooth continuation: what only one photo shows. 0 disables."""
     init_opacity: float = 0.1
     """Opacity that every Gaussian starts with."""
     sh_degree: int = 2
@@ -83,6 +88,8 @@ class Config:
     """2D gradient above which a Gaussian is cloned or split. Lower grows more."""
     max_gaussians: int = 60_000
     """Never grow beyond this number. Few photos: more Gaussians fit them better and the views between them worse."""
+    backdrop: bool = True
+    """Put a far sphere of smooth colours behind the finished scene, so that what no kept photo shows is not black."""
     optim_pose: bool = False
     """Also learn where the kept photos were taken: for cameras that are some pixels off."""
     optim_focal: bool = False
@@ -146,7 +153,7 @@ def make(
         run = optimise(cfg, stage, stage0, kept, device)
     novel = follow_refinement(novel, kept.cameras, run.refinement)
     with stage.timer("render"):
-        render_views(run.gaussians, novel, stage.dir / "renders")
+        render_views(run.scene, novel, stage.dir / "renders")
     write_outputs(cfg, stage, run, split, kept, novel)
 
 
@@ -157,6 +164,7 @@ def check_config(cfg: Config) -> None:
     check_range("max_init_points", cfg.max_init_points, 1)
     check_range("sh_degree", cfg.sh_degree, 0, 3)
     check_range("init_opacity", cfg.init_opacity, 0.01, 0.99)
+    check_range("fill_share", cfg.fill_share, 0, below=1)
     cfg.strategy.check()
 
 
@@ -186,12 +194,20 @@ def optimise(
     if checkpoint.exists():
         run = load_run(checkpoint, rates, sampler, refined, device)
     else:
-        points, rgbs, confidence = read_points_ply(stage0.dir / "points.ply")
-        chosen = thin_points(points, cfg.max_init_points, confidence)
-        logger.info("stage1: %d Gaussians from the %d points of stage 0", len(chosen), len(points))
-        cloud = points[chosen].to(device), rgbs[chosen].to(device)
-        gaussians = gaussians_from_points(*cloud, sh_degree, cfg.init_opacity)
-        extent = scene_extent(kept.cameras, points)
+        cloud = read_points_ply(stage0.dir / "points.ply")
+        points, rgbs, num_guessed = starting_points(
+            cloud, kept, known_depths(stage0.dir, kept.names), cfg.max_init_points, cfg.fill_share
+        )
+        logger.info(
+            "stage1: %d Gaussians from the %d points of stage 0, %d where it has none",
+            len(points) - num_guessed,
+            len(cloud.points),
+            num_guessed,
+        )
+        gaussians = gaussians_from_points(
+            points.to(device), rgbs.to(device), sh_degree, cfg.init_opacity
+        )
+        extent = scene_extent(kept.cameras, cloud.points)
         run = start_run(gaussians, rates, extent, sampler, cfg.seed)
         if refined.any:
             cameras = kept.cameras
@@ -204,6 +220,8 @@ def optimise(
     with cpus_for_kernels(), progress(num_steps, "stage 1", start=run.step) as bar:
         while run.step < num_steps:
             set_means_rate(run.optimizer, rates, run.scene_extent, run.step / num_steps)
+            if cfg.backdrop:
+                stand_backdrop(run, kept, 0, num_steps)
             view = views(*run.sampler.draw())
             loss = optimise_view(
                 run,
@@ -228,7 +246,7 @@ def write_outputs(
 ) -> None:
     """Write the checkpoint, the Gaussians and the text files."""
     save_checkpoint(stage.extra_path(f"chkpnt_stage1_{run.step}.pth"), run_checkpoint(run))
-    run.gaussians.save_ply(stage.extra_path(point_cloud_name(run.step)), run.support)
+    run.scene.save_ply(stage.extra_path(point_cloud_name(run.step)), run.support)
     cameras = write_refinement(stage.dir, run.refinement, kept.cameras)
     write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([cameras, novel]))
     # The release's form: positions in image_names.txt, one per line; all views that training may know of.
@@ -241,7 +259,7 @@ def write_outputs(
         stage.dir / "novel_indices.txt", lines(names.index(name) for name in novel.names)
     )
     atomic_write_json(stage.dir / "history.json", run.history)
-    stage.info["num_gaussians"] = run.gaussians.num
+    stage.info["num_gaussians"] = run.scene.num
     stage.info["iteration"] = run.step
 
 

@@ -67,6 +67,8 @@ from s2d.training import (
     render_views,
     run_checkpoint,
     save_run,
+    saved_backdrop,
+    stand_backdrop,
     start_run,
     use_strategies,
 )
@@ -105,6 +107,8 @@ class StageFlags:
     """2D gradient above which a Gaussian is cloned or split. Lower grows more."""
     max_gaussians: int = 80_000
     """Never grow beyond this number."""
+    backdrop: bool = True
+    """Put a far sphere of smooth colours behind the finished scene, so that what no kept photo shows is not black. Not with --layers."""
     optim_pose: bool = False
     """Also learn where the kept photos were taken, on from stage 1's cameras."""
     optim_focal: bool = False
@@ -190,7 +194,7 @@ def make(
         else:
             run = optimise(cfg, stage, start, first, kept, novel, fixed, device)
     with stage.timer("render"):
-        render_views(run.gaussians, novel, stage.dir / "renders")
+        render_views(run.scene, novel, stage.dir / "renders")
     write_outputs(cfg, stage, run, split, kept, novel)
 
 
@@ -200,7 +204,7 @@ def check_config(cfg: Config) -> None:
     check_range("alpha", cfg.alpha, 0, 1)
     check_range("beta", cfg.beta, 0, 1)
     cfg.strategy.check()
-    if cfg.layers and cfg.strategy.active:
+    if cfg.layers and cfg.strategy.chosen:
         raise ValueError(
             "The strategies' flags (docs/strategies.md) do not work with --layers. Leave one of the two out."
         )
@@ -253,6 +257,8 @@ def optimise(
             first.optimizer_state,
             start_refinement(first, kept.cameras, refined, device),
         )
+        if cfg.backdrop:
+            run.stand_before(saved_backdrop(first))
 
     memory = TrainingMemory(
         max(cfg.max_gaussians, first.gaussians.num),
@@ -271,6 +277,8 @@ def optimise(
             set_means_rate(
                 run.optimizer, rates, run.scene_extent, (run.step - first.step) / num_steps
             )
+            if cfg.backdrop:
+                stand_backdrop(run, kept, first.step, cfg.iterations)
             is_kept, name = run.sampler.draw()
             camera, target, weight = views(is_kept, name)
             loss = optimise_view(
@@ -339,6 +347,7 @@ def optimise_layers(
         task, plan_layers(cfg, cfg.max_gaussians), done, stage.scratch, 0, refinement
     )
     layers.save(stage.dir / "layers")
+    finish_run(run)
     stage.info["levels"] = len(layers.parts)
     return run
 
@@ -386,7 +395,7 @@ def write_outputs(
 ) -> None:
     """Write the final Gaussians and what viewers want beside them."""
     save_checkpoint(stage.extra_path(f"chkpnt{run.step}.pth"), run_checkpoint(run))
-    run.gaussians.save_ply(stage.extra_path(point_cloud_name(run.step)), run.support)
+    run.scene.save_ply(stage.extra_path(point_cloud_name(run.step)), run.support)
     cameras = write_refinement(stage.dir, run.refinement, kept.cameras)
     write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([cameras, novel]))
     write_cfg_args(
@@ -397,7 +406,7 @@ def write_outputs(
         with_test=split.protocol == "eval",
     )
     atomic_write_json(stage.dir / "history.json", run.history)
-    stage.info["num_gaussians"] = run.gaussians.num
+    stage.info["num_gaussians"] = run.scene.num
     stage.info["iteration"] = run.step
     stage.info["kept_share"] = round(run.sampler.kept_share, 4)
 

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,12 @@ def read_depth(stage0_dir: Path, name: str) -> tuple[Tensor, Tensor]:
             f"{path} is not a depth map of stage 0 ({error!r}). Run stage 0 again with --overwrite."
         ) from error
     return depth, confidence
+
+
+def known_depths(stage0_dir: Path, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Read the depth of those kept views that stage 0 made one of, by name; see `read_depth`."""
+    return {
+        name: read_depth(stage0_dir, name)
+        for name in names
+        if depth_path(stage0_dir, name).is_file()
+    }

@@ -8,12 +8,13 @@ A run is where its Gaussians are; `s2d.device` says what a step may not do on a 
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from s2d.backdrop import backdrop, joined
 from s2d.cameras import Cameras
 from s2d.checks import check_finite
 from s2d.densify import (
@@ -39,6 +40,8 @@ from s2d.strategies.settings import Strategy
 from s2d.strategies.view import StrategyView
 
 HISTORY_EVERY = 20
+# Share of a stage's schedule that is trained in front of black: before it is done, what stays open says little about what must.
+BACKDROP_FROM = 0.8
 # Views drawn at once on a GPU, which one small view does not fill, as long as they have no more Gaussians in all.
 BATCH_VIEWS, BATCH_GAUSSIANS = 8, 4_000_000
 
@@ -62,7 +65,13 @@ class TrainingRun:
     strategy_state: dict | None = None
     """Of a run that was saved, for `use_strategies`."""
     support: Tensor | None = None  # [N]
-    """Of the finished run, where it was asked for."""
+    """Of the finished run's scene, where it was asked for."""
+    backdrop: Gaussians | None = None
+    """What is drawn behind the scene, and not trained."""
+    backgrounds: dict[str, Tensor] = field(default_factory=dict)
+    """Its pictures [H, W, 3] in the views that were trained on since it is there; not saved."""
+    scene: Gaussians | None = None
+    """Of a finished run: what is drawn and saved for viewers. `gaussians` is what another stage goes on with."""
     unread: list[tuple[int, str, Tensor]] = field(default_factory=list)
     """Step, view and loss of the last steps on a GPU, which are looked at together."""
     history: dict[str, list[float]] = field(
@@ -71,6 +80,20 @@ class TrainingRun:
     seconds_before: float = 0.0
     """Time spent before this process took over."""
     started: float = field(default_factory=time.monotonic)
+
+    def stand_before(self, backdrop: Gaussians | None) -> None:
+        """Train in front of this from now on; None is black."""
+        self.backdrop = backdrop
+        self.backgrounds = {}
+
+    def background(self, camera: Cameras) -> Tensor:
+        """The backdrop's picture in a view; one size per view. [H, W, 3]"""
+        name = camera.names[0]
+        if name not in self.backgrounds:
+            with torch.no_grad():
+                camera = camera.to(self.gaussians.means.device)
+                self.backgrounds[name] = rasterize(self.backdrop, camera).rgb[0]
+        return self.backgrounds[name]
 
     @property
     def seconds(self) -> float:
@@ -131,13 +154,34 @@ def use_strategies(
         run.strategies.take_over((first.run_state or {}).get("strategies"), run.gaussians)
 
 
+def stand_backdrop(run: TrainingRun, kept: Scene, first_step: int, last_step: int) -> None:
+    """Put a backdrop behind the scene when BACKDROP_FROM of the schedule is done; to be called before every step of the stage.
+
+    Args:
+        run: `backdrop` changes.
+        kept: The kept views, with the cameras they were given with.
+        first_step, last_step: Of the stage.
+    """
+    if run.step != first_step + round(BACKDROP_FROM * (last_step - first_step)):
+        return
+    if run.refinement is not None:
+        kept = replace(kept, cameras=run.refinement.cameras())
+    run.stand_before(backdrop(run.gaussians.detached(), kept))
+
+
 def finish_run(run: TrainingRun) -> None:
-    """Make the result of the last step's Gaussians, where a strategy says that it is another."""
+    """Make the result of the last step's Gaussians: as the strategies say, in front of the backdrop if there is one."""
     read_losses(run)
     if run.strategies is not None:
         run.support = run.strategies.finish(run.gaussians, run.optimizer)
         state = run.densify_state
         run.densify_state = DensifyState.zeros(run.gaussians.num, state.grad_sum.device)
+    run.scene = run.gaussians.detached()
+    if run.backdrop is None:
+        return
+    run.scene = joined(run.scene, run.backdrop)
+    if run.support is not None:  # nobody has seen a backdrop
+        run.support = torch.cat([run.support, run.support.new_zeros(run.backdrop.num)])
 
 
 def optimise_view(
@@ -178,7 +222,11 @@ def optimise_view(
         view = training_view(gaussians, camera, sh_degree, refined)
     else:
         view = strategies.render(gaussians, camera, sh_degree, refined, run.step)
-    rgb = view.rgb if refined is None or refined.gain is None else view.rgb * refined.gain
+    rgb = view.rgb
+    if run.backdrop is not None:
+        rgb = rgb + (1 - view.alpha) * run.background(camera)
+    if refined is not None and refined.gain is not None:
+        rgb = rgb * refined.gain
     loss = photometric_loss(rgb, target, ssim_weight, gradient_weight)
     total = loss
     if strategies is not None:
@@ -265,8 +313,15 @@ def run_checkpoint(run: TrainingRun) -> Checkpoint:
             "seconds": run.seconds,
             "refinement": None if run.refinement is None else run.refinement.state_dict(),
             "strategies": None if run.strategies is None else run.strategies.state_dict(),
+            "backdrop": None if run.backdrop is None else run.backdrop.tensors(),
         },
     )
+
+
+def saved_backdrop(saved: Checkpoint) -> Gaussians | None:
+    """What the Gaussians of a checkpoint were trained in front of; None is black."""
+    tensors = (saved.run_state or {}).get("backdrop")
+    return None if tensors is None else Gaussians(**tensors)
 
 
 def save_run(run: TrainingRun, path: Path) -> None:
@@ -301,6 +356,7 @@ def load_run(
     run.seconds_before = saved.run_state["seconds"]
     # Runs that were saved before there were strategies have none.
     run.strategy_state = saved.run_state.get("strategies")
+    run.stand_before(saved_backdrop(saved))
     if saved.run_state["refinement"] is not None:
         run.refinement = Refinement.from_state(
             saved.run_state["refinement"],

@@ -34,7 +34,7 @@ LAYERS = [
         "transforms_io",
     },
     {"scene", "split", "sampling", "trajectories", "gaussians", "alignment", "capture", "poses"},
-    {"rasterize", "densify", "optim", "refinement", "model_folder", "views"},
+    {"rasterize", "densify", "optim", "refinement", "model_folder", "views", "completion"},
     {
         "guidance",
         "fixer",
@@ -42,6 +42,7 @@ LAYERS = [
         "pairs",
         "scored_cameras",
         "fixed_views",
+        "backdrop",
         "layers",
         "strategies",
     },

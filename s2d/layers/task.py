@@ -14,8 +14,8 @@ from s2d.layers.levels import read_parts, write_levels
 from s2d.layers.manifest import MANIFEST, Levels, load_levels
 from s2d.layers.options import LayerFlags
 from s2d.layers.rows import concatenate, level_opacities
-from s2d.optim import LearningRates
 from s2d.memory_plan import DataDevice
+from s2d.optim import LearningRates
 from s2d.ply_io import PointCloud
 from s2d.refinement import RefinementRates
 from s2d.sampling import SampleDrop

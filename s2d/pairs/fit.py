@@ -2,17 +2,30 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+from s2d.completion import FILL_SHARE, starting_points
 from s2d.densify import DensifyPolicy
-from s2d.gaussians import Gaussians, gaussians_from_points, thin_points
+from s2d.gaussians import Gaussians, gaussians_from_points
 from s2d.guidance.cloud import SurfaceCloud
 from s2d.guidance.mvs import reconstruct
 from s2d.optim import LearningRates, active_sh_degree, scene_extent, set_means_rate
 from s2d.rasterize import cpus_for_kernels
 from s2d.sampling import ViewSampler
 from s2d.scene import Scene
-from s2d.training import control_density, optimise_view, record, start_run
+from s2d.strategies.settings import Strategy
+from s2d.training import (
+    control_density,
+    finish_run,
+    optimise_view,
+    record,
+    stand_backdrop,
+    start_run,
+    use_strategies,
+)
 
 REPORT_EVERY = 25  # steps between two calls of on_steps
 SSIM_WEIGHT = 0.2  # as stage 1
@@ -55,18 +68,26 @@ def fit(
     Raises:
         ValueError: the photos share no surface, or the optimisation went astray.
     """
-    cloud = reconstruct(views, seed).cloud
-    chosen = thin_points(cloud.points, settings.max_init_points, cloud.confidence)
-    gaussians = gaussians_from_points(cloud.points[chosen], cloud.rgbs[chosen], settings.sh_degree)
+    cloud, maps = reconstruct(views, seed)
+    depths = {
+        name: (torch.from_numpy(found.depth), torch.from_numpy(found.confidence))
+        for name, found in maps.items()
+    }
+    known = cloud.points, cloud.rgbs, cloud.confidence
+    points, rgbs, _ = starting_points(known, views, depths, settings.max_init_points, FILL_SHARE)
+    gaussians = gaussians_from_points(points, rgbs, settings.sh_degree)
     rates = LearningRates()
     extent = scene_extent(views.cameras, cloud.points)
     run = start_run(gaussians, rates, extent, ViewSampler(views.names, seed=seed), seed)
+    # The defaults read nothing of stage 0's from the disk.
+    use_strategies(run, Strategy(), views, Path(), settings.num_steps, seed)
     policy = DensifyPolicy(max_gaussians=settings.max_gaussians)
     degree_every = max(1, settings.num_steps // 4)  # stage 1: 1000 of 4000
     early: dict[int, Gaussians] = {}
     with cpus_for_kernels():
         while run.step < settings.num_steps:
             set_means_rate(run.optimizer, rates, extent, run.step / settings.num_steps)
+            stand_backdrop(run, views, 0, settings.num_steps)
             _, name = run.sampler.draw()
             loss = optimise_view(
                 run,
@@ -82,7 +103,8 @@ def fit(
             if run.step % REPORT_EVERY == 0:
                 on_steps(REPORT_EVERY)
         on_steps(settings.num_steps % REPORT_EVERY)
-    return Fitted(cloud, run.gaussians.detached(), [early[step] for step in early_steps])
+    finish_run(run)
+    return Fitted(cloud, run.scene, [early[step] for step in early_steps])
 
 
 def copy_of(gaussians: Gaussians) -> Gaussians:

@@ -1,4 +1,4 @@
-"""`Strategy`: the switches of all strategies, shared by stages 1 and 3. The defaults change nothing."""
+"""`Strategy`: the switches of all strategies, shared by stages 1 and 3."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -11,9 +11,9 @@ _PLAIN = ("sh_by_views", "densify_from", "densify_every", "densify_until")
 
 @dataclass(frozen=True)
 class Strategy:
-    """Strategies for few photos; each is off by default. docs/strategies.md says what they do and what they were worth."""
+    """Strategies for few photos. docs/strategies.md says what they do and what they were worth; what won on average is on by default."""
 
-    dropout: float = 0.0
+    dropout: float = 0.2
     """Share of the Gaussians left out of each training render, growing from 0 to this over the schedule. 0 disables."""
     opacity_decay: float = 1.0
     """Factor of every opacity after each step: what no photo holds up fades. 1 disables; 0.9995 halves in 1400 steps."""
@@ -60,17 +60,24 @@ class Strategy:
 
     @property
     def active(self) -> bool:
-        """Whether a training step differs from the ordinary one."""
-        default = Strategy()
-        return any(
-            getattr(self, field.name) != getattr(default, field.name)
-            for field in fields(self)
-            if field.name not in _PLAIN
-        )
+        """Whether a training step differs from that of plain 3DGS."""
+        return self._differs_from(Strategy(dropout=0))
+
+    @property
+    def chosen(self) -> bool:
+        """Whether a training step differs from that of the defaults."""
+        return self._differs_from(Strategy())
 
     @property
     def wants_support(self) -> bool:
         return self.support or self.prune_support > 0
+
+    def _differs_from(self, other: "Strategy") -> bool:
+        return any(
+            getattr(self, field.name) != getattr(other, field.name)
+            for field in fields(self)
+            if field.name not in _PLAIN
+        )
 
     def sh_degree(self, given: int, num_kept: int) -> int:
         """The highest degree to use with so many kept photos; `given` is what was asked for.
