@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from s2d.backdrop import NUM
 from s2d.config import config_hash, config_to_dict, config_to_yaml, parse_config
 from s2d.gaussians import Gaussians, load_checkpoint
 from s2d.ply_io import read_support
@@ -101,6 +102,46 @@ def test_depth_that_is_missing_is_named(started, tiny_scene, tmp_path):
         stage1(tiny_scene, out, "--depth-weight", "0.1")
 
 
+def test_the_backdrop_stands_behind_what_is_drawn_and_not_in_the_checkpoint(
+    started, tiny_scene, tmp_path
+):
+    out = shutil.copytree(started, tmp_path / "out")
+    stage1(tiny_scene, out, "--support")
+    ply = out / f"point_cloud/iteration_{STEPS}/point_cloud.ply"
+    saved = load_checkpoint(out / f"chkpnt_stage1_{STEPS}.pth")
+    drawn = Gaussians.load_ply(ply)
+    num = saved.gaussians.num
+    assert drawn.num == num + NUM
+    assert torch.equal(drawn.means[:num], saved.gaussians.means)
+    behind = saved.run_state["backdrop"]
+    assert torch.equal(drawn.means[num:], behind["means"])
+    support = read_support(ply)
+    assert len(support) == drawn.num and float(support[num:].abs().max()) == 0
+    # Stage 3 goes on in front of it, and has put up its own by the end.
+    last = STEPS + 20
+    run("stage3_3dgs_mixed_opt", tiny_scene, out, "--no-pseudo-views", "--iterations", str(last))
+    final = Gaussians.load_ply(out / f"point_cloud/iteration_{last}/point_cloud.ply")
+    assert torch.equal(final.quats[-NUM:], behind["quats"])
+    assert not torch.equal(final.sh0[-NUM:], behind["sh0"])
+
+
+def test_without_a_backdrop_the_ply_is_the_checkpoint(started, tiny_scene, tmp_path):
+    out = shutil.copytree(started, tmp_path / "out")
+    stage1(tiny_scene, out, "--no-backdrop")
+    saved = load_checkpoint(out / f"chkpnt_stage1_{STEPS}.pth")
+    drawn = Gaussians.load_ply(out / f"point_cloud/iteration_{STEPS}/point_cloud.ply")
+    assert drawn.num == saved.gaussians.num and saved.run_state["backdrop"] is None
+
+
+def test_points_without_depth_start_no_guesses(started, tiny_scene, tmp_path, caplog):
+    """Points that the user brought have no depth maps: the cloud is all there is to start from."""
+    out = shutil.copytree(started, tmp_path / "out")
+    shutil.rmtree(out / "stage0/depth")
+    with caplog.at_level("INFO", logger="s2d"):
+        stage1(tiny_scene, out)
+    assert ", 0 where it has none" in caplog.text
+
+
 @pytest.mark.parametrize("stage", ["stage1_3dgs_init", "stage3_3dgs_mixed_opt"])
 def test_flags_yaml_and_manifest_have_the_same_flat_names(stage, tmp_path):
     script = importlib.import_module(stage)
@@ -120,6 +161,6 @@ def test_flags_yaml_and_manifest_have_the_same_flat_names(stage, tmp_path):
 
 def test_strategies_and_layers_are_refused_together(tmp_path):
     script = importlib.import_module("stage3_3dgs_mixed_opt")
-    argv = ["-s", "a", "-m", str(tmp_path), "--layers", "2,1", "--dropout", "0.2"]
+    argv = ["-s", "a", "-m", str(tmp_path), "--layers", "2,1", "--dropout", "0.1"]
     with pytest.raises(ValueError, match="do not work with --layers"):
         script.main(parse_config(script.Config, "stage3_3dgs_mixed_opt", argv))
