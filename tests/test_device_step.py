@@ -126,8 +126,8 @@ def test_a_step_makes_nobody_wait(gpu, monkeypatch, case, resident):
     run, views = run_of(*CASES[case]), views_on(source, META, resident)
     for is_kept, name in ((True, "a"), (True, "b"), (False, "a")):
         views(is_kept, name)  # read and moved on their first use
-    if run.strategies is not None and run.strategies.settings.smoothing:
-        run.strategies._filter(run.gaussians, 0)  # one of the rounds, every 100 steps
+    if run.strategies is not None:
+        run.strategies._variances = torch.zeros(50, device=META)  # of a round, every 100 steps
     run.step = 7  # a tenth step samples the support
     with no_waiting():
         for is_kept, name in ((True, "a"), (True, "b"), (False, "a")):
@@ -227,7 +227,7 @@ def test_a_run_that_was_saved_goes_on_on_another_device(gpu, tmp_path):
     run = load_run(tmp_path / "run.pth", LearningRates(), ViewSampler(NAMES, seed=0), device=META)
     run.strategies = ActiveStrategies(EVERYTHING, Known(), run.gaussians, 3.0, 100, 0)
     run.strategies.load_state_dict(run.strategy_state)
-    run.strategies._filter(run.gaussians, 0)
+    run.strategies._variances = torch.zeros(50, device=META)
     run.step = 9
     view = views_on(source, META, True)(True, "a")
     with no_waiting():
@@ -283,6 +283,7 @@ def memory(monkeypatch):
 
 
 def test_photos_stay_on_the_gpu_where_they_fit(memory, caplog):
+    caplog.set_level("INFO", "s2d")
     device = torch.device("cuda", 0)
     training, photos = (
         memory_plan.MARGIN * count / GIB
@@ -307,6 +308,7 @@ def test_photos_stay_on_the_gpu_where_they_fit(memory, caplog):
 
 
 def test_on_the_cpu_nothing_is_planned(caplog):
+    caplog.set_level("INFO", "s2d")
     assert BIG.fit(torch.device("cpu"), "auto") is False
     assert not caplog.records
 
