@@ -114,6 +114,7 @@ def test_an_older_nvrtc_beside_one_that_is_too_new_is_taken(machine, monkeypatch
 
 
 FAILURES = {
+    "later": (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "cuda:0 failed: CUDA error: an illegal"),
     "plan": (device.NotEnoughMemory("Training would take 9 GiB. Pass --device cpu."), "^Training would take 9 GiB"),
     "memory": (torch.OutOfMemoryError("CUDA out of memory."), r"Out of memory on cuda:0: 1.0 of 8.0 GiB are free.*--max-gaussians.*--device cpu"),
     "launch": (DriverError("CUDA error 700 while launching: illegal address."), r"cuda:0 failed: CUDA error 700.*--device cpu"),
