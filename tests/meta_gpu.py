@@ -116,6 +116,13 @@ def no_waiting() -> Iterator[None]:
         yield
 
 
+class CpuGenerator(torch.Generator):
+    """There are none for the meta device, which takes one of the CPU."""
+
+    def __new__(cls, *_):
+        return super().__new__(cls)
+
+
 @contextmanager
 def meta_gpu() -> Iterator[FakeDriver]:
     """Let tensors on the meta device count as tensors on a GPU until the block ends."""
@@ -124,5 +131,6 @@ def meta_gpu() -> Iterator[FakeDriver]:
         mock.patch.dict(module._settings, driver=driver, device_type="meta"),
         mock.patch.object(module.Kernels, "_load", lambda *_: "nothing"),
         mock.patch.object(Cameras, "_validate", lambda _: None),  # would look at the numbers
+        mock.patch.object(torch, "Generator", CpuGenerator),
     ):
         yield driver
