@@ -186,7 +186,9 @@ def optimise(
     sampler = ViewSampler(kept.cameras.names, seed=cfg.seed)
     refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
     most, sizes = max(cfg.max_gaussians, cfg.max_init_points), kept.cameras.sizes
-    memory = TrainingMemory(most, sh_degree, sizes, by_autograd=cfg.strategy.active)
+    memory = TrainingMemory(
+        most, sh_degree, sizes, backdrop=cfg.backdrop, by_autograd=cfg.strategy.active
+    )
     resident = memory.fit(device, cfg.data_device)
     views = views_on(
         lambda _, name: View(kept.cameras.select([name]), kept.image(name), None), device, resident

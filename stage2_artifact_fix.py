@@ -11,7 +11,7 @@ the views; the files are the same.
 Example
     python stage2_artifact_fix.py -m out/fern
     python stage2_artifact_fix.py -m out/fern --fixer analytic --guidance-share 0.3 --trial-views 0 --overwrite
-    accelerate launch stage2_artifact_fix.py -m out/fern --fixer difix --stage2-checkpoint model_final.pkl --device cuda
+    accelerate launch stage2_artifact_fix.py -m out/fern --fixer difix --stage2-checkpoint model_final.pkl
 """
 
 import hashlib
@@ -106,8 +106,8 @@ class Config:
     """Also copy the masks here."""
     seed: int = no_effect(0)
     """Seed of the trials' fits and of the adaptation; no fixer draws anything at random."""
-    device: str = no_effect("cpu")
-    """Where the network runs: cpu, cuda, cuda:1 ... The analytic fixer takes milliseconds and always runs on the CPU."""
+    device: str = no_effect("auto")
+    """Where the network runs: auto (a GPU if one can be used, else the CPU), cpu, cuda, cuda:1 ... The analytic fixer takes milliseconds and always runs on the CPU."""
     overwrite: bool = no_effect(False)
     """Rebuild a finished stage 2."""
 

@@ -265,6 +265,7 @@ def optimise(
         first.gaussians.sh_degree,
         kept.cameras.sizes,
         novel.sizes if fixed else (),
+        backdrop=cfg.backdrop,
         by_autograd=cfg.strategy.active,
     )
     resident = memory.fit(device, cfg.data_device)

@@ -24,6 +24,7 @@ from tyro.conf import arg
 
 from s2d.checks import check_range
 from s2d.config import no_effect, run_script
+from s2d.device import choose_device
 from s2d.files import atomic_write_json, content_hash
 from s2d.fixer.diffusion import Precision
 from s2d.fixer.training.ema import Ema
@@ -149,8 +150,8 @@ class Config:
     """Accepted and not needed: torch's own attention saves the same memory."""
     seed: int = 0
     """Seed of random weights and of what samples draw."""
-    device: Literal["auto", "cpu"] = no_effect("auto")
-    """auto: what `accelerate launch` set up, else a GPU if there is one."""
+    device: Literal["auto", "cpu", "cuda"] = no_effect("auto")
+    """auto: what `accelerate launch` set up, else a GPU if there is one. cuda: not without one. Which one is the launcher's to say."""
     overwrite: bool = no_effect(False)
     """Throw away what OUT holds and start again."""
 
@@ -397,6 +398,8 @@ def make_accelerator(cfg: Config) -> Accelerator:
     """Set up devices and processes as the launcher says; all but the main process are quiet from here on."""
     from accelerate import Accelerator
 
+    if cfg.device == "cuda":
+        choose_device(cfg.device, kernels=False)
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(cfg.precision, cfg.precision),
         cpu=cfg.device == "cpu",

@@ -26,6 +26,7 @@ __all__ = [
     "DeviceUnusable",
     "NotEnoughMemory",
     "choose_device",
+    "generator_on",
     "on_gpu",
     "run_on",
     "to_cpu",
@@ -36,6 +37,17 @@ __all__ = [
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on `device`; a copy from the CPU to a GPU goes through pinned memory, and nobody waits for it."""
     return to_gpu(tensor, device)
+
+
+def generator_on(device: torch.device, source: torch.Generator) -> torch.Generator:
+    """A source of random numbers on a device: a new one there, with a seed that `source`, on the CPU, draws; on the CPU `source` itself.
+
+    As many numbers as there are Gaussians take the CPU longer than all else takes a GPU. What must be saved of a run is `source` alone.
+    """
+    if device.type == "cpu":
+        return source
+    seed = int(torch.randint(2**62, (), generator=source))
+    return torch.Generator(device).manual_seed(seed)
 
 
 def to_cpu(values: Any) -> Any:

@@ -39,6 +39,8 @@ class TrainingMemory:
     sh_degree: int
     kept_sizes: Sequence[tuple[int, int]]  # (width, height)
     novel_sizes: Sequence[tuple[int, int]] = ()
+    backdrop: bool = False
+    """Its picture in every view is kept on the device."""
     by_autograd: bool = False
     """A strategy changes what is drawn, so gradients and changed parameters are kept beside the parameters."""
 
@@ -53,9 +55,9 @@ class TrainingMemory:
 
     @property
     def step_bytes(self) -> int:
-        """Of the images of the largest view."""
-        pixels = max((w * h for w, h in (*self.kept_sizes, *self.novel_sizes)), default=0)
-        return FLOAT * PIXEL_FLOATS * pixels
+        """Of the images of the largest view, and of what is behind all of them."""
+        views = [w * h for w, h in (*self.kept_sizes, *self.novel_sizes)]
+        return FLOAT * (PIXEL_FLOATS * max(views, default=0) + 3 * self.backdrop * sum(views))
 
     @property
     def photo_bytes(self) -> int:

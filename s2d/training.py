@@ -83,7 +83,7 @@ class TrainingRun:
 
     def stand_before(self, backdrop: Gaussians | None) -> None:
         """Train in front of this from now on; None is black."""
-        self.backdrop = backdrop
+        self.backdrop = None if backdrop is None else backdrop.to(self.gaussians.means.device)
         self.backgrounds = {}
 
     def background(self, camera: Cameras) -> Tensor:

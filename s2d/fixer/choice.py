@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from s2d.checks import check_range
+from s2d.device import choose_device
 from s2d.fixer.analytic import AnalyticFixer
 from s2d.fixer.calibration import Expectation
 from s2d.fixer.diffusion import (
@@ -162,13 +163,13 @@ def usable_device(name: str, number: int = 0) -> torch.device:
     """The device of that name, if torch can use it here.
 
     Args:
-        name: cpu, cuda, cuda:1, mps ...
+        name: auto, cpu, cuda, cuda:1, as everywhere; and what else torch has, such as mps.
         number: Which of several to take where the name does not say (one process per GPU).
     """
+    if name == "auto" or name.startswith("cuda"):
+        return choose_device(name, kernels=False, number=number).device
     try:
         device = torch.device(name)
-        if device.type == "cuda" and device.index is None and torch.cuda.device_count():
-            device = torch.device("cuda", number % torch.cuda.device_count())
         torch.empty(1, device=device)
     # torch says it in one of these ways, depending on the device.
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -49,7 +49,7 @@ class LayerTask:
     seed: int = 0
     checkpoint_every: int = 500
     refinement_rates: RefinementRates = field(default_factory=RefinementRates)
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where to train; all else here, and what comes out, is on the CPU."""
     data_device: DataDevice = "auto"
 

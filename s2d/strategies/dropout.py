@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2d.device import to_device
+from s2d.device import generator_on
 
 # Opacity 1e-9: far below 1/255, so it is not drawn.
 LEFT_OUT = -20.0
@@ -28,8 +28,9 @@ def draw_kept(
     generator: torch.Generator,
 ) -> Tensor:
     """Which Gaussians stay in this step. [N] bool"""
-    drawn = torch.rand(len(opacity_logits), generator=generator) >= rate
-    return to_device(drawn, opacity_logits.device)
+    device = opacity_logits.device
+    own = generator_on(device, generator)
+    return torch.rand(len(opacity_logits), generator=own, device=device) >= rate
 
 
 def dropped_logits(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from s2d.densify import DensifyState, update_rows
-from s2d.device import on_gpu
+from s2d.device import generator_on, on_gpu
 from s2d.gaussians import Gaussians
 from s2d.geometry import quat_to_rotation
 
@@ -123,14 +123,13 @@ def add_noise(
         gaussians: Changed in place.
         rate: The centres' current learning rate, world units.
         scene_extent: L, world units.
-        generator: Source of η, on the CPU; on a GPU of the seed of η, for all Gaussians: which of them are faint, it would have to tell first.
+        generator: Source of η (`generator_on`); a GPU draws it for all Gaussians, because which are faint it would have to tell first.
     """
     opacities = torch.sigmoid(gaussians.opacity_logits)
     if on_gpu(opacities):
-        seed = int(torch.randint(2**62, (), generator=generator))
-        own = torch.Generator(opacities.device).manual_seed(seed)
-        rows, num = slice(None), len(opacities)
-        noise = torch.randn(num, 3, 1, generator=own, device=opacities.device)
+        own = generator_on(opacities.device, generator)
+        rows = slice(None)
+        noise = torch.randn(len(opacities), 3, 1, generator=own, device=opacities.device)
     else:
         rows = (opacities < NOISE_OPACITY).nonzero()[:, 0]
         noise = torch.randn(len(rows), 3, 1, generator=generator)

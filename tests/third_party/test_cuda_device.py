@@ -114,6 +114,8 @@ def test_an_older_nvrtc_beside_one_that_is_too_new_is_taken(machine, monkeypatch
 
 
 FAILURES = {
+    "later": (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "cuda:0 failed: CUDA error: an illegal"),
+    "plan": (device.NotEnoughMemory("Training would take 9 GiB. Pass --device cpu."), "^Training would take 9 GiB"),
     "memory": (torch.OutOfMemoryError("CUDA out of memory."), r"Out of memory on cuda:0: 1.0 of 8.0 GiB are free.*--max-gaussians.*--device cpu"),
     "launch": (DriverError("CUDA error 700 while launching: illegal address."), r"cuda:0 failed: CUDA error 700.*--device cpu"),
     "compile": (CompileError("NVRTC cannot compile x.cu"), r"cuda:0 failed: NVRTC cannot compile"),
@@ -152,3 +154,13 @@ def test_other_errors_and_those_of_the_cpu_pass_through(machine):
 
     with pytest.raises(torch.OutOfMemoryError):
         device.run_on(device.choose_device("cpu"), no_memory)
+
+
+def test_a_network_needs_no_kernels_and_processes_share_the_gpus(machine, monkeypatch):
+    monkeypatch.setattr(nvrtc, "available", lambda: ())
+    assert device.choose_device("auto").device == torch.device("cpu")
+    assert device.choose_device("auto", kernels=False).device == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for asked, number, expected in (("auto", 3, 1), ("cuda", 2, 0), ("cuda:1", 2, 1)):
+        choice = device.choose_device(asked, kernels=False, number=number)
+        assert choice.device == torch.device("cuda", expected)

@@ -8,6 +8,7 @@ Only `auto` ever falls back to the CPU. Whoever asks for `cuda` gets it, or one 
 `FORCE_CPU=1` makes `auto` the CPU.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable
@@ -31,6 +32,15 @@ class DeviceUnusable(ValueError):
 
 class NotEnoughMemory(RuntimeError):
     """Work was refused before it began, because it would not fit on the GPU; the message says what would help."""
+
+
+_GPU_FAILURES = (
+    torch.OutOfMemoryError,
+    torch.AcceleratorError,  # what a kernel did is told by a later call of torch
+    DriverError,
+    CompileError,
+    NotEnoughMemory,
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ def run_on(choice: Choice, work: Callable[[torch.device], _Result]) -> _Result:
     """
     try:
         return work(choice.device)
-    except (torch.OutOfMemoryError, NotEnoughMemory, DriverError, CompileError) as error:
+    except _GPU_FAILURES as error:
         if choice.device.type != "cuda":
             raise
         problem = _failure(choice.device, error)
@@ -136,7 +146,10 @@ def run_on(choice: Choice, work: Callable[[torch.device], _Result]) -> _Result:
             raise DeviceUnusable(problem) from error
         _log.warning("%s Going on on the CPU, since --device auto was asked for.", problem)
     # Outside of the handler, whose traceback would keep the GPU's tensors alive.
-    torch.cuda.empty_cache()
+    with contextlib.suppress(
+        torch.AcceleratorError
+    ):  # after some errors the GPU takes no call any more
+        torch.cuda.empty_cache()
     return work(torch.device("cpu"))
 
 
