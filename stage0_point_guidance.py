@@ -98,8 +98,8 @@ class Config:
     """Also copy scene.glb here."""
     seed: int = 0
     """Seed of the stereo and of generated cameras."""
-    device: str = no_effect("cpu")
-    """Where a visual geometry model runs; all else runs on the CPU."""
+    device: str = no_effect("auto")
+    """Where a visual geometry model runs (auto, cpu, cuda, cuda:N); all else runs on the CPU."""
     overwrite: bool = no_effect(False)
     """Rebuild a finished stage 0."""
 
@@ -170,10 +170,6 @@ def place(
 
 
 def check_config(cfg: Config) -> None:
-    if cfg.device != "cpu" and cfg.provider not in PROVIDER_NAMES:
-        raise ValueError(
-            f"--device {cfg.device}: --provider {cfg.provider} runs on the CPU only. Use --device cpu."
-        )
     if cfg.weight_path is not None and cfg.provider not in PROVIDER_NAMES:
         raise ValueError(
             f"--weight-path is given, but the provider is {cfg.provider}. Add --provider pi3 (or another model)."

@@ -145,7 +145,7 @@ def test_larger_photos_are_scaled_down_for_all_stages(scene, tmp_path):
     [
         ({"provider": "points"}, "--points-path"),
         ({"provider": "mvs", "points_path": Path("cloud.ply")}, "--provider points"),
-        ({"device": "cuda"}, "--device cpu"),
+        ({"device": "gpu", "provider": "pi3"}, "expected auto, cpu, cuda or cuda:N"),
         ({"keep_count": 1}, "at least 2"),
         ({"source": Path("nowhere")}, "nowhere"),
         ({"provider": "points", "points_path": Path("nowhere.ply")}, "nowhere.ply"),

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-
+from s2d.device import choose_device
 from s2d.guidance.providers.depth_anything3 import load_depth_anything3
 from s2d.guidance.providers.interface import Provider
 from s2d.guidance.providers.mapanything import load_mapanything
@@ -22,16 +21,12 @@ def load_provider(name: str, weight_path: Path | None = None, device: str = "cpu
     Args:
         name: One of PROVIDER_NAMES.
         weight_path: A file (pi3, pi3x, vggt) or a folder (the others) of weights. None: what the hub's cache has, or can download.
-        device: "cpu", "cuda", "cuda:0" …
+        device: auto, cpu, cuda or cuda:N, as in every script.
 
     Raises:
         ValueError: an unknown name, no such device, or a package or weights that are missing; says how to get them.
     """
-    on = torch.device(device)
-    if on.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"--device {device}: this build of torch sees no CUDA device. Use --device cpu, which is slower."
-        )
+    on = choose_device(device, kernels=False).device
     match name:
         case "pi3" | "pi3x":
             return load_pi3(weight_path, on, name)
