@@ -58,13 +58,8 @@ def reconstruct(kept: Scene, seed: int = 0) -> Reconstruction:
     Raises:
         ValueError: nothing could be reconstructed.
     """
-    views = [_load_view(kept, row) for row in range(len(kept))]
-    matches = match_sparse(views)
+    views, costs, matches = match_photos(kept, seed)
     sparse = matches.points
-    logger.info("stage0: %d sparse points matched in %d photos", len(sparse), len(views))
-    ranges = [inverse_depth_range(view, sparse, views) for view in views]
-    sources = [choose_sources(views, row, sparse) for row in range(len(views))]
-    costs = estimate_planes(views, ranges, sources, seed)
     confidences = believable(views, costs)
     for view, confidence in zip(views, confidences, strict=True):
         view.planes[confidence == 0] = 0
@@ -91,6 +86,30 @@ def reconstruct(kept: Scene, seed: int = 0) -> Reconstruction:
     return Reconstruction(cloud, depth_maps)
 
 
+def match_photos(
+    kept: Scene, seed: int = 0, side: int = WORKING_SIDE
+) -> tuple[list[View], list[np.ndarray], SparsePoints]:
+    """Find a plane for every pixel of every photo, right or wrong: what `reconstruct` makes its choice from.
+
+    Args:
+        kept: Two views or more.
+        seed: As in `reconstruct`.
+        side: Longest side of the photos as matched, pixels.
+
+    Returns:
+        - views with rgb, grey and planes
+        - matching costs, [H, W] each
+        - sparse matches
+    """
+    views = [_load_view(kept, row, side) for row in range(len(kept))]
+    matches = match_sparse(views)
+    sparse = matches.points
+    logger.info("stage0: %d sparse points matched in %d photos", len(sparse), len(views))
+    ranges = [inverse_depth_range(view, sparse, views) for view in views]
+    sources = [choose_sources(views, row, sparse) for row in range(len(views))]
+    return views, estimate_planes(views, ranges, sources, seed), matches
+
+
 def sparse_cloud(views: Sequence[View], matches: SparsePoints) -> SurfaceCloud:
     """The sparse points as discs of SPARSE_PIXELS in the first view that saw them: what there is where dense matching fails."""
     rgbs, sizes = np.zeros_like(matches.points), np.zeros(len(matches.points))
@@ -105,11 +124,11 @@ def sparse_cloud(views: Sequence[View], matches: SparsePoints) -> SurfaceCloud:
     return SurfaceCloud.without_orientation(*arrays, confidence)
 
 
-def _load_view(scene: Scene, row: int) -> View:
+def _load_view(scene: Scene, row: int, side: int) -> View:
     width, height = scene.cameras.sizes[row]
     rgb = scene.image(scene.names[row]).numpy()
     K = scene.cameras.Ks[row].double().numpy()
-    scale = min(1.0, WORKING_SIDE / max(width, height))
+    scale = min(1.0, side / max(width, height))
     if scale < 1.0:
         rgb = cv2.resize(
             rgb,
