@@ -5,6 +5,7 @@
 
 import ctypes
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,12 +70,17 @@ class Consistency(NamedTuple):
     colour_error: (
         np.ndarray
     )  # float32, mean difference to the most alike colour of those that agree; 1 where none does
+    depth_difference: (
+        np.ndarray
+    )  # float32, mean relative difference to those that agree; 1 where none does
     gains: np.ndarray  # [V, 3] float64, by how much this view is brighter than each of the others
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    sources = [CSRC / f"{name}.cpp" for name in ("patchmatch", "fuse", "complete", "splat")]
+    sources = [
+        CSRC / f"{name}.cpp" for name in ("patchmatch", "smooth", "fuse", "complete", "splat")
+    ]
     library = native_build.load("s2d_guidance", sources, [CSRC], ("-Wno-psabi",))
     views, count = ctypes.POINTER(_ViewData), _int
     library.s2d_pack_quads.argtypes = [_pointer, _int, _int, _pointer]
@@ -87,6 +93,8 @@ def _library() -> ctypes.CDLL:
         _float,
         _int,
         _int,
+        _float,
+        _float,
         _unsigned,
         _int,
         _pointer,
@@ -100,7 +108,7 @@ def _library() -> ctypes.CDLL:
         _double,
         _pointer,
         _int,
-        *[_pointer] * 5,
+        *[_pointer] * 6,
     ]
     library.s2d_complete.argtypes = [
         views,
@@ -112,6 +120,7 @@ def _library() -> ctypes.CDLL:
         _int,
         _pointer,
     ]
+    library.s2d_smooth.argtypes = [views, _int, _int, _float, _int, _pointer]
     library.s2d_fuse.argtypes = [views, count, _double, _double, _long, *[_pointer] * 6]
     library.s2d_splat.argtypes = [
         views,
@@ -134,6 +143,8 @@ def patchmatch(
     num_random: int,
     num_passes: int,
     seed: int,
+    shrink: float = 1.0,
+    fine_texture: float = math.inf,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Improve `reference.planes` in place by matching its photo with the sources'.
 
@@ -145,6 +156,8 @@ def patchmatch(
         num_random: Random planes per pixel to begin with.
         num_passes: Number of propagations over the whole image.
         seed: Same seed, same result, at any number of threads.
+        shrink: Size of the perturbations in the first pass: 1 while planes are searched, less when they only want their last digits.
+        fine_texture: Compare 7 x 7 pixels, instead of every second one of 11 x 11, where their grey varies by more (standard deviation).
 
     Returns:
         - costs, 1 - NCC of the best plane plus the geometric term [H, W] float32
@@ -163,6 +176,8 @@ def patchmatch(
             geometric_weight,
             num_random,
             num_passes,
+            shrink,
+            fine_texture,
             seed,
             native_build.num_threads(),
             costs.ctypes.data,
@@ -191,7 +206,7 @@ def check_consistency(
     height, width = views[index].height, views[index].width
     gains = np.ones((len(views), 3)) if gains is None else np.ascontiguousarray(gains, np.float64)
     counts = [np.empty((height, width), np.uint8) for _ in range(2)]
-    values = [np.empty((height, width), np.float32) for _ in range(2)]
+    values = [np.empty((height, width), np.float32) for _ in range(3)]
     sums = np.empty((len(views), 2, 3))
     _check(
         _library().s2d_check_consistency(
@@ -245,6 +260,37 @@ def complete(
             max_pixels,
             max_relative,
             gains.ctypes.data,
+            native_build.num_threads(),
+            planes.ctypes.data,
+        )
+    )
+    return planes
+
+
+def smooth_planes(
+    view: View,
+    reach: int,
+    spacing: int,
+    colour_sigma: float,
+) -> np.ndarray:
+    """Give each pixel the plane of its surroundings, its own or a neighbour's, with the median inverse depth here.
+
+    Args:
+        view: With planes (0 = none: they stay so, and have no say) and rgb.
+        reach: How far away neighbours are asked, pixels.
+        spacing: Between those neighbours, pixels; at most 9 x 9 of them.
+        colour_sigma: Neighbours whose colour (mean over the channels) differs by more hardly count.
+
+    Returns:
+        Planes. [H, W, 3]
+    """
+    planes = np.empty_like(view.planes)
+    _check(
+        _library().s2d_smooth(
+            _structs([view]),
+            reach,
+            spacing,
+            colour_sigma,
             native_build.num_threads(),
             planes.ctypes.data,
         )

@@ -6,6 +6,7 @@ then also by agreement with the other photos' depth; what several photos agree o
 Notation: w is inverse depth (1 / world units); a level is one resolution of all photos.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ import numpy as np
 import torch
 
 from s2d.guidance.cloud import DepthMap, Reconstruction, SurfaceCloud
-from s2d.guidance.depth_filter import MAX_PIXELS, MAX_RELATIVE, believable, continue_planes
-from s2d.guidance.kernels import View, fuse, patchmatch
+from s2d.guidance.depth_filter import MAX_PIXELS, MAX_RELATIVE, believe
+from s2d.guidance.kernels import View, fuse, patchmatch, smooth_planes
 from s2d.guidance.matches import SparsePoints, match_sparse
 from s2d.log import logger, progress
 from s2d.scene import Scene
@@ -24,6 +25,9 @@ WORKING_SIDE = 640  # longest side of the photos as matched, pixels: depth needs
 MAX_SOURCES = 6  # source photos per photo
 GEOMETRIC_WEIGHT = 0.15  # cost per pixel of round trip: at most 0.45, so that a good match can overrule the neighbours
 SMALLEST_SIDE = 48  # of a coarse level, pixels
+# Where texture is weak, the best of many poor matches is chance, and neighbours on one surface disagree: in the end their median counts.
+SMOOTH_REACH, SMOOTH_SPACING = 4, 2  # pixels: 25 neighbours
+SMOOTH_COLOUR = 0.04  # mean over the channels; more is another surface, mostly
 MIN_DENSE_POINTS = 2000  # fewer is a failure of dense matching: the sparse points join in
 SPARSE_PIXELS = 2.0  # size of a sparse point
 SPARSE_CONFIDENCE = 0.3
@@ -36,15 +40,19 @@ class Run(NamedTuple):
     geometric_weight: float
     num_random: int
     num_passes: int
+    shrink: float = 1.0
+    fine_texture: float = math.inf
 
 
+# Perturbations shrink from level to level: a plane from below is nearly right, and large steps would only find chance matches. The last run has the
+# small patch: it tells where an edge is.
 SCHEDULE = (
     Run(0.25, 0.0, 32, 6),
-    Run(0.25, GEOMETRIC_WEIGHT, 0, 2),
-    Run(0.5, GEOMETRIC_WEIGHT, 2, 3),
-    Run(0.5, GEOMETRIC_WEIGHT, 0, 2),
-    Run(1.0, GEOMETRIC_WEIGHT, 0, 1),
-    Run(1.0, GEOMETRIC_WEIGHT, 0, 1),
+    Run(0.25, GEOMETRIC_WEIGHT, 0, 2, shrink=0.5),
+    Run(0.5, GEOMETRIC_WEIGHT, 2, 3, shrink=0.7),
+    Run(0.5, GEOMETRIC_WEIGHT, 0, 2, shrink=0.35),
+    Run(1.0, GEOMETRIC_WEIGHT, 0, 1, shrink=0.35),
+    Run(1.0, GEOMETRIC_WEIGHT, 0, 1, shrink=0.2, fine_texture=0.0),
 )
 
 
@@ -58,18 +66,9 @@ def reconstruct(kept: Scene, seed: int = 0) -> Reconstruction:
     Raises:
         ValueError: nothing could be reconstructed.
     """
-    views = [_load_view(kept, row) for row in range(len(kept))]
-    matches = match_sparse(views)
+    views, costs, matches = match_photos(kept, seed)
     sparse = matches.points
-    logger.info("stage0: %d sparse points matched in %d photos", len(sparse), len(views))
-    ranges = [inverse_depth_range(view, sparse, views) for view in views]
-    sources = [choose_sources(views, row, sparse) for row in range(len(views))]
-    costs = estimate_planes(views, ranges, sources, seed)
-    confidences = believable(views, costs)
-    for view, confidence in zip(views, confidences, strict=True):
-        view.planes[confidence == 0] = 0
-        view.confidence = confidence
-    continue_planes(views)
+    believe(views, costs)
     arrays = (torch.from_numpy(array) for array in fuse(views, MAX_PIXELS, MAX_RELATIVE))
     cloud = SurfaceCloud(*arrays)
     if len(cloud) < MIN_DENSE_POINTS:
@@ -91,6 +90,30 @@ def reconstruct(kept: Scene, seed: int = 0) -> Reconstruction:
     return Reconstruction(cloud, depth_maps)
 
 
+def match_photos(
+    kept: Scene, seed: int = 0, side: int = WORKING_SIDE
+) -> tuple[list[View], list[np.ndarray], SparsePoints]:
+    """Find a plane for every pixel of every photo, right or wrong: what `reconstruct` makes its choice from.
+
+    Args:
+        kept: Two views or more.
+        seed: As in `reconstruct`.
+        side: Longest side of the photos as matched, pixels.
+
+    Returns:
+        - views with rgb, grey and planes
+        - matching costs, [H, W] each
+        - sparse matches
+    """
+    views = [_load_view(kept, row, side) for row in range(len(kept))]
+    matches = match_sparse(views)
+    sparse = matches.points
+    logger.info("stage0: %d sparse points matched in %d photos", len(sparse), len(views))
+    ranges = [inverse_depth_range(view, sparse, views) for view in views]
+    sources = [choose_sources(views, row, sparse) for row in range(len(views))]
+    return views, estimate_planes(views, ranges, sources, seed), matches
+
+
 def sparse_cloud(views: Sequence[View], matches: SparsePoints) -> SurfaceCloud:
     """The sparse points as discs of SPARSE_PIXELS in the first view that saw them: what there is where dense matching fails."""
     rgbs, sizes = np.zeros_like(matches.points), np.zeros(len(matches.points))
@@ -105,11 +128,11 @@ def sparse_cloud(views: Sequence[View], matches: SparsePoints) -> SurfaceCloud:
     return SurfaceCloud.without_orientation(*arrays, confidence)
 
 
-def _load_view(scene: Scene, row: int) -> View:
+def _load_view(scene: Scene, row: int, side: int) -> View:
     width, height = scene.cameras.sizes[row]
     rgb = scene.image(scene.names[row]).numpy()
     K = scene.cameras.Ks[row].double().numpy()
-    scale = min(1.0, WORKING_SIDE / max(width, height))
+    scale = min(1.0, side / max(width, height))
     if scale < 1.0:
         rgb = cv2.resize(
             rgb,
@@ -205,11 +228,14 @@ def estimate_planes(
                     num_random=run.num_random,
                     num_passes=run.num_passes,
                     seed=(seed * 1000 + number) * 1000 + row,
+                    shrink=run.shrink,
+                    fine_texture=run.fine_texture,
                 )
                 costs.append(cost)
                 bar.update(number * len(views) + row + 1, cost=float(np.median(cost)))
     for view, level in zip(views, levels, strict=True):
         view.planes = level.planes
+        view.planes = smooth_planes(view, SMOOTH_REACH, SMOOTH_SPACING, SMOOTH_COLOUR)
     return costs
 
 

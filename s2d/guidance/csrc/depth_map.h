@@ -53,6 +53,7 @@ struct Meeting {
   Verdict verdict = Verdict::kUnknown;
   double u = 0, v = 0;     // where the point falls in the other view
   double depth = 0;        // the depth found there
+  double difference = 0;   // of the point's depth to it, relative
 };
 
 inline Meeting meet(const View& from, double x, double y, const double* X, const DepthMap& other, const Tolerance& tolerance) {
@@ -65,7 +66,8 @@ inline Meeting meet(const View& from, double x, double y, const double* X, const
   other.view.unproject(m.u, m.v, m.depth, Y);
   const double error = from.project(Y, &u, &v) > 0.0 ? std::sqrt((u - x) * (u - x) + (v - y) * (v - y)) : 1e9;  // of the round trip, pixels
   const double relative = (z - m.depth) / m.depth;
-  if (error < tolerance.pixels && std::fabs(relative) < tolerance.relative) {
+  m.difference = std::fabs(relative);
+  if (error < tolerance.pixels && m.difference < tolerance.relative) {
     m.verdict = Verdict::kAgrees;
   } else if (relative > 0.0) {
     m.verdict = Verdict::kHidden;

@@ -45,11 +45,12 @@ void surface_patch(const View& view, const float* plane, double px, double py, f
 }  // namespace
 
 // For each pixel of view `index`: how many views agree, how many look through it, the largest triangulation angle (radians) over
-// those that agree, and the smallest mean difference of colour to one of them, its colours multiplied by gains [V, 3]. All [H, W].
+// those that agree, the smallest mean difference of colour to one of them, its colours multiplied by gains [V, 3], and the mean relative
+// difference of depth to them. All [H, W].
 // sums [V, 2, 3] receives the total colour of the pixels that agree with each view, here and there.
 S2D_EXPORT int s2d_check_consistency(const ViewData* views, int32_t num_views, int32_t index, double max_pixels, double max_relative,
                                      const double* gains, int32_t num_threads, uint8_t* agree, uint8_t* through, float* angle,
-                                     float* colour_error, double* sums) {
+                                     float* colour_error, float* depth_difference, double* sums) {
   return s2d::guarded([&] {
     const std::vector<DepthMap> maps(views, views + num_views);
     const DepthMap& map = maps[index];
@@ -60,7 +61,7 @@ S2D_EXPORT int s2d_check_consistency(const ViewData* views, int32_t num_views, i
         const size_t p = map.index(x, static_cast<int>(y));
         const double px = x + 0.5, py = static_cast<double>(y) + 0.5, z = map.depth(px, py);
         int num_agree = 0, num_through = 0;
-        double widest = 1.0, closest = 1.0, X[3];  // widest: the cosine of the widest angle
+        double widest = 1.0, closest = 1.0, differences = 0.0, X[3];  // widest: the cosine of the widest angle
         if (z > 0.0) {
           map.view.unproject(px, py, z, X);
           for (int j = 0; j < num_views; ++j) {
@@ -69,6 +70,7 @@ S2D_EXPORT int s2d_check_consistency(const ViewData* views, int32_t num_views, i
             num_through += m.verdict == Verdict::kSeenThrough;
             if (m.verdict != Verdict::kAgrees) continue;
             ++num_agree;
+            differences += m.difference;
             widest = std::min(widest, cosine_between(X, map.view, maps[j].view));
             double c[3], difference = 0;
             maps[j].colour(m.u, m.v, c);
@@ -85,6 +87,7 @@ S2D_EXPORT int s2d_check_consistency(const ViewData* views, int32_t num_views, i
         through[p] = static_cast<uint8_t>(std::min(num_through, 255));
         angle[p] = static_cast<float>(std::acos(widest));
         colour_error[p] = static_cast<float>(closest);
+        depth_difference[p] = static_cast<float>(num_agree > 0 ? differences / num_agree : 1.0);
       }
     });
     std::fill(sums, sums + 6 * num_views, 0.0);

@@ -24,11 +24,10 @@ constexpr int kLanes = 16;
 #else
 constexpr int kLanes = 8;
 #endif
-constexpr int kSamples = 32;                  // 6 x 6 on odd offsets -5 … 5 without the corners
+constexpr int kSamples = 32;                  // 6 x 6 without the corners
 constexpr int kVectors = kSamples / kLanes;
 constexpr float kNoiseVariance = 1.5e-5f;     // (1 / 255)²: what is flat up to quantisation correlates with nothing
 constexpr float kColourSigma = 0.06f;         // grey levels that differ more belong to another surface, mostly
-constexpr float kSpatialSigma = 5.0f;         // pixels
 
 // Without AVX a vector is two registers, and how one is passed depends on flags. None crosses the border of this library.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -61,25 +60,30 @@ inline Ints gather(const uint32_t* base, Ints index) {
 struct PatchShape {
   float dx[kSamples], dy[kSamples], weight[kSamples];
 
-  PatchShape() {
+  // On odd offsets -5 … 5, or, for edges, on -3 … 3 without the middle lines.
+  explicit PatchShape(bool fine) {
+    const int wide[6] = {-5, -3, -1, 1, 3, 5}, narrow[6] = {-3, -2, -1, 1, 2, 3};
+    const int* offsets = fine ? narrow : wide;
+    const int reach = offsets[5];  // pixels, and the bell's sigma
     int k = 0;
     auto add = [&](int x, int y) {
       dx[k] = static_cast<float>(x);
       dy[k] = static_cast<float>(y);
-      weight[k++] = std::exp(-static_cast<float>(x * x + y * y) / (2.0f * kSpatialSigma * kSpatialSigma));
+      weight[k++] = std::exp(-static_cast<float>(x * x + y * y) / (2.0f * static_cast<float>(reach * reach)));
     };
-    for (int y = -5; y <= 5; y += 2)
-      for (int x = -5; x <= 5; x += 2)
-        if (x * x + y * y < 50) add(x, y);
+    for (int i = 0; i < 6; ++i)
+      for (int j = 0; j < 6; ++j)
+        if (offsets[i] * offsets[i] + offsets[j] * offsets[j] < 2 * reach * reach) add(offsets[j], offsets[i]);
   }
 };
 
 struct Patch {
+  const PatchShape* shape;
   Floats centred[kVectors];  // weight * (grey - mean)
   Floats weight[kVectors];   // sums to 1
   float variance;
 
-  Patch(const PatchShape& shape, const float* grey, int width, int height, int x, int y) {
+  Patch(const PatchShape& shape, const float* grey, int width, int height, int x, int y) : shape(&shape) {
     float value[kSamples], inside[kSamples], weights[kSamples];
     const float middle = grey[static_cast<size_t>(y) * width + x];
     float total = 0, mean = 0;
@@ -157,7 +161,7 @@ struct Source {
 };
 
 // 1 - NCC of the patch at (px, py) and its image in the source; kWorstCost where the source does not see its centre.
-inline float match_cost(const PatchShape& shape, const Patch& patch, const Source& source, float px, float py, const Plane& plane) {
+inline float match_cost(const Patch& patch, const Source& source, float px, float py, const Plane& plane) {
   float q[3], along_x[3], along_y[3];
   for (int r = 0; r < 3; ++r) {
     q[r] = source.A[3 * r] * px + source.A[3 * r + 1] * py + source.A[3 * r + 2] + source.b[r] * plane.w;
@@ -176,8 +180,8 @@ inline float match_cost(const PatchShape& shape, const Patch& patch, const Sourc
   Floats mean = zero, square = zero, cross = zero;
   for (int k = 0; k < kVectors; ++k) {
     Floats dx, dy;
-    std::memcpy(&dx, shape.dx + k * kLanes, sizeof(dx));
-    std::memcpy(&dy, shape.dy + k * kLanes, sizeof(dy));
+    std::memcpy(&dx, patch.shape->dx + k * kLanes, sizeof(dx));
+    std::memcpy(&dy, patch.shape->dy + k * kLanes, sizeof(dy));
     // Samples beyond the source's border repeat it.
     const Floats su = lower(higher(u0 + ux * dx + uy * dy, zero), max_u);
     const Floats sv = lower(higher(v0 + vx * dx + vy * dy, zero), max_v);

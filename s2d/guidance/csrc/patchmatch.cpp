@@ -22,7 +22,8 @@ constexpr int kRegions = 8;  // four near, four far: the best plane of each is t
 struct Problem {
   int width, height;
   const float* grey;
-  s2d::PatchShape shape;
+  s2d::PatchShape wide, narrow;
+  float fine_variance;  // of grey in the narrow patch: more, and it is taken
   s2d::PlaneSpace space;
   std::vector<s2d::Source> sources;
   float geometric_weight;
@@ -33,8 +34,17 @@ struct Problem {
 
   int num_sources() const { return static_cast<int>(sources.size()); }
 
+  // A small patch does not reach over an edge, but needs something to hold on to.
+  Patch patch(int x, int y) const {
+    if (std::isfinite(fine_variance)) {
+      const Patch small(narrow, grey, width, height, x, y);
+      if (small.variance > fine_variance) return small;
+    }
+    return Patch(wide, grey, width, height, x, y);
+  }
+
   float source_cost(const Patch& patch, int s, float px, float py, const Plane& plane) const {
-    float cost = s2d::match_cost(shape, patch, sources[s], px, py, plane);
+    float cost = s2d::match_cost(patch, sources[s], px, py, plane);
     if (geometric_weight > 0.0f && cost < s2d::kWorstCost) cost += geometric_weight * s2d::round_trip(sources[s], px, py, plane.w);
     return cost;
   }
@@ -68,7 +78,7 @@ void weights_of_best(const float* costs, int n, float* weights) {
 void initialise_pixel(Problem& P, int x, int y, int num_random) {
   const size_t i = static_cast<size_t>(y) * P.width + x;
   const float px = static_cast<float>(x) + 0.5f, py = static_cast<float>(y) + 0.5f;
-  const Patch patch(P.shape, P.grey, P.width, P.height, x, y);
+  const Patch patch = P.patch(x, y);
   const int n = P.num_sources();
   Random random(P.seed, i, 0);
   Plane best{};
@@ -138,7 +148,7 @@ void update_pixel(Problem& P, const Regions& regions, int x, int y, int pass, fl
   const size_t i = static_cast<size_t>(y) * P.width + x;
   const int n = P.num_sources();
   const float px = static_cast<float>(x) + 0.5f, py = static_cast<float>(y) + 0.5f;
-  const Patch patch(P.shape, P.grey, P.width, P.height, x, y);
+  const Patch patch = P.patch(x, y);
   Plane planes[kRegions + 1];
   float costs[kRegions + 1][kMaxSources];
   int count = 0;
@@ -219,14 +229,16 @@ S2D_EXPORT int s2d_pack_quads(const float* grey, int32_t width, int32_t height, 
 // Improves the reference's planes in place (inverse depth 0: start from random ones). costs [H, W]; view_weights [H, W, S],
 // S = min(num_sources, 8). With geometric_weight > 0 the planes of the sources are read: they must not be the reference's.
 S2D_EXPORT int s2d_patchmatch(const s2d::ViewData* reference, const s2d::ViewData* sources, int32_t num_sources, float w_min,
-                              float w_max, float geometric_weight, int32_t num_random, int32_t num_passes, uint64_t seed,
-                              int32_t num_threads, float* costs, float* view_weights) {
+                              float w_max, float geometric_weight, int32_t num_random, int32_t num_passes, float first_shrink,
+                              float fine_texture, uint64_t seed, int32_t num_threads, float* costs, float* view_weights) {
   return s2d::guarded([&] {
     const s2d::View view(*reference);
     Problem P{view.width,
               view.height,
               reference->grey,
-              {},
+              s2d::PatchShape(false),
+              s2d::PatchShape(true),
+              fine_texture * fine_texture,
               {static_cast<float>(view.fx), static_cast<float>(view.fy), static_cast<float>(view.cx), static_cast<float>(view.cy), w_min, w_max},
               {},
               geometric_weight,
@@ -240,7 +252,7 @@ S2D_EXPORT int s2d_patchmatch(const s2d::ViewData* reference, const s2d::ViewDat
       for (int x = 0; x < P.width; ++x) initialise_pixel(P, x, static_cast<int>(y), num_random);
     });
     for (int pass = 0; pass < num_passes; ++pass) {
-      const float shrink = std::pow(0.7f, static_cast<float>(pass));
+      const float shrink = first_shrink * std::pow(0.7f, static_cast<float>(pass));
       for (int colour = 0; colour < 2; ++colour) {
         s2d::parallel_for(view.height, num_threads, [&](int64_t y) {
           for (int x = static_cast<int>(y + colour) & 1; x < P.width; x += 2) update_pixel(P, regions, x, static_cast<int>(y), pass, shrink);
