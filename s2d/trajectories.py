@@ -23,6 +23,7 @@ from s2d.geometry import (
     up_axis,
 )
 
+
 def interpolate_cameras(kept: Cameras, num: int) -> Cameras:
     """Lay a smooth path through the kept cameras and put `num` cameras on it.
 

@@ -27,9 +27,7 @@ def wall(spacing=0.05, bump=0.0) -> SurfaceCloud:
     points = torch.stack([x, y, z], -1).reshape(-1, 3)
     steps = torch.tensor([[spacing, 0, 0], [0, spacing, 0]]).expand(len(points), 2, 3).contiguous()
     normals = torch.tensor([0.0, 0.0, -1.0]).expand(len(points), 3).contiguous()
-    return SurfaceCloud(
-        points, torch.rand(points.shape), torch.ones(len(points)), normals, steps
-    )
+    return SurfaceCloud(points, torch.rand(points.shape), torch.ones(len(points)), normals, steps)
 
 
 def standing(*centers) -> Cameras:
@@ -148,7 +146,9 @@ def test_one_kept_camera_gets_cameras_around_it():
     assert len(around) == 16
     axes = invert_rigid(around.viewmats)[:, :3, 2]
     meet = around.centers + axes * ((WALL - around.centers[:, 2]) / axes[:, 2])[:, None]
-    assert torch.allclose(meet, torch.tensor([0.0, 0.0, WALL]), atol=1e-5)  # where the kept one looks
+    assert torch.allclose(
+        meet, torch.tensor([0.0, 0.0, WALL]), atol=1e-5
+    )  # where the kept one looks
     assert len(plan_cameras(kept, wall(), 3)) == 3
 
 
@@ -156,7 +156,11 @@ def test_without_a_surface_the_plain_path_takes_over():
     kept = standing((-1.0, 0.0, 0.0), (1.0, 0.0, 0.0))
     far = wall()
     behind = SurfaceCloud(
-        far.points * torch.tensor([1.0, 1.0, -1.0]), far.rgbs, far.confidence, far.normals, far.steps
+        far.points * torch.tensor([1.0, 1.0, -1.0]),
+        far.rgbs,
+        far.confidence,
+        far.normals,
+        far.steps,
     )
     assert plan_cameras(kept, behind, 5) is None
     assert len(make_novel_cameras("coverage", kept, num=5, cloud=behind)) == 5

@@ -3,6 +3,8 @@
 import logging
 from typing import Literal
 
+from torch import Tensor
+
 from s2d.cameras import Cameras
 from s2d.guidance.cloud import SurfaceCloud
 from s2d.novel.plan import plan_cameras
@@ -70,7 +72,7 @@ def make_novel_cameras(
     return cameras.renamed([f"novel_{i:04d}" for i in range(len(cameras))])
 
 
-def _plain_mix(kept: Cameras, num: int, points) -> Cameras:
+def _plain_mix(kept: Cameras, num: int, points: Tensor | None) -> Cameras:
     """Two thirds on the path through the kept cameras, one third on an orbit."""
     num_orbit = num // 3
     if len(kept) == 1 or num == 1:

@@ -16,7 +16,6 @@ Everything is measured in angles, shares of a picture, and distances of this sce
 import logging
 import math
 from dataclasses import replace
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -39,7 +38,10 @@ MIN_COVERAGE = 0.75  # of what the kept views cover of their own pictures
 MIN_DISTANCE = 0.5  # of the nearest that a kept camera is to a surface
 MIN_GAIN = 0.02  # share of the picture
 ON_PATH = tuple(k / 8 for k in range(1, 8))
-ASIDE = (0.25, 0.5)  # of the distance to the next kept camera: as far out as the path's middle is from its ends
+ASIDE = (
+    0.25,
+    0.5,
+)  # of the distance to the next kept camera: as far out as the path's middle is from its ends
 MAX_STEP = 0.35  # of the distance to the scene, where kept cameras stand far apart: half of it aside turns by 10 degrees
 
 
@@ -101,7 +103,10 @@ def plan_cameras(
         chosen.append(best)
         angle = torch.minimum(angle, _angles(points, centers, looks[best]))
     logger.info(
-        "coverage: %d of %d candidates show enough, %d chosen", len(looks), len(cameras), len(chosen)
+        "coverage: %d of %d candidates show enough, %d chosen",
+        len(looks),
+        len(cameras),
+        len(chosen),
     )
     return cameras.select([looks[row].camera.names[0] for row in chosen]) if chosen else None
 
@@ -117,7 +122,9 @@ def candidates(kept: Cameras, depths: list[float]) -> Cameras:
     if len(kept) > 1:
         tour = short_tour(kept)
         segments = torch.arange(len(tour) - 1).repeat_interleave(len(ON_PATH))
-        parts.append(path_cameras(kept, tour, segments, torch.tensor(ON_PATH).repeat(len(tour) - 1)))
+        parts.append(
+            path_cameras(kept, tour, segments, torch.tensor(ON_PATH).repeat(len(tour) - 1))
+        )
     known = [depth for depth in depths if depth > 0]
     typical = sum(known) / len(known)
     apart = torch.cdist(kept.centers.double(), kept.centers.double())
