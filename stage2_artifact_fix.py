@@ -1,6 +1,6 @@
 """Stage 2: turn each novel render (with artifacts) into a clean pseudo view, helped by the point guidance and the nearest kept photo.
 
-Reads   OUT/stage1/renders; OUT/stage0/ guidance, coverage, novel_cameras.json; SCENE kept photos; the fixer's weights
+Reads   OUT/stage1/renders (from the second round on those of the round before); OUT/stage0/ guidance, coverage, novel_cameras.json; SCENE kept photos; the fixer's weights
 Writes  OUT/stage2/ fixed/<name>.png, mask/<name>.png (255 where a point supports the pixel), confidence/<name>.png
         trials.json, trials/<name>_{truth,render,guidance,coverage,fixed,calibrated}.png
 
@@ -143,7 +143,7 @@ class Plan:
 
 
 def main(cfg: Config) -> Path:
-    """Run stage 2; returns OUT/stage2."""
+    """Run stage 2; returns OUT/stage2, of a round before the last OUT/stage2_round<number>."""
     model_dir = output_folder(cfg)
     at = Round.parse(cfg.round)
     at.refuse(

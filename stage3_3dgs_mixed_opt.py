@@ -155,7 +155,7 @@ class Config(LayerFlags, StageFlags):
 
 
 def main(cfg: Config) -> Path:
-    """Run stage 3; returns OUT/stage3."""
+    """Run stage 3; returns OUT/stage3, of a round before the last OUT/stage3_round<number>."""
     check_config(cfg)
     choice = choose_device(cfg.device)
     at = Round.parse(cfg.round)
