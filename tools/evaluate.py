@@ -231,8 +231,8 @@ def add_test_guidance(run: Run, cameras: Cameras) -> None:
             continue
         run.test[name]["guidance"] = stage0.dir / "guidance" / picture
         run.coverage[name] = stage0.dir / "coverage" / picture
-        if stage2 is not None:
-            run.test[name]["fixed"] = stage2.dir / "fixed" / picture
+        if stage2 is not None and (fixed := stage2.dir / "fixed" / picture).is_file():
+            run.test[name]["fixed"] = fixed  # else the rounds did not reach it
 
 
 def collect_novel_views(run: Run) -> None:
