@@ -74,7 +74,8 @@ class ModelFolder:
         if path.suffix != ".ply" or not path.is_file():
             return None
         found = read_support(path)
-        return found if found is not None and len(found) == num else None
+        # A splat may have a backdrop behind the checkpoint's rows.
+        return found[:num] if found is not None and len(found) >= num else None
 
     def cameras(self) -> tuple[Cameras, int] | None:
         """Kept and novel cameras, and how many are kept; None until stage 1 knows them."""
