@@ -67,7 +67,7 @@ class Config:
     """JSON file with train_ids and test_ids, positions in name order or view names: keep and score those, instead of the flags above."""
     novel: NovelMode = "auto"
     """Where pseudo views will be made: the scene's other cameras (given), or generated ones: where they show most anew (coverage), or on a
-    plain path. auto: given where there are any, else coverage."""
+    plain path. auto: given where there are any, else two thirds interpolate and one third orbit."""
     num_novel: int = 24
     """How many novel cameras to generate, where they are generated; coverage may do with fewer."""
     all_images: bool = False

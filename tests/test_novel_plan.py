@@ -164,7 +164,7 @@ def test_without_a_surface_the_plain_path_takes_over():
     )
     assert plan_cameras(kept, behind, 5) is None
     assert len(make_novel_cameras("coverage", kept, num=5, cloud=behind)) == 5
-    planned = make_novel_cameras("auto", kept, num=5, cloud=wall())
+    planned = make_novel_cameras("coverage", kept, num=5, cloud=wall())
     assert planned.names == tuple(f"novel_{i:04d}" for i in range(5))
     assert torch.equal(planned.viewmats, plan_cameras(kept, wall(), 5).viewmats)
 

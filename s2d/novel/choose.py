@@ -28,7 +28,7 @@ def make_novel_cameras(
     Args:
         mode: `given`: the scene's other cameras. `coverage`: between and around the kept cameras, those that show most of the cloud anew.
             `interpolate`: a smooth path through the kept cameras. `orbit`: around the point that they look at. `perturb`: kept cameras
-            moved and turned a little. `auto`: given where there are any, else coverage.
+            moved and turned a little. `auto`: given where there are any, else two thirds interpolated and one third orbit.
         kept: The kept cameras, at least one (interpolate: two).
         given: The scene's other cameras, for `given` and `auto`.
         num: How many to generate, `coverage` at most; the given ones are all taken.
@@ -51,7 +51,9 @@ def make_novel_cameras(
     if num < 1:
         raise ValueError(f"make_novel_cameras: num must be at least 1, got {num}.")
     points = None if cloud is None else cloud.points
-    if mode in ("auto", "coverage"):
+    if mode == "auto":
+        cameras = _plain_mix(kept, num, points)
+    elif mode == "coverage":
         cameras = None if cloud is None else plan_cameras(kept, cloud, num)
         if cameras is None:
             logger.warning(
