@@ -18,7 +18,10 @@ usage: bash run_pipeline.sh [-s SCENE] [-m OUT] [options]
   --eval                 hold every 8th photo out for the evaluation alone
   --all-images           photos without cameras: find the cameras with the test photos, too
   --test-every N         with --eval: every Nth instead of every 8th
-  --novel MODE           where to make pseudo views: auto, given, interpolate, orbit, perturb
+  --novel MODE           where to make pseudo views: auto, given, coverage, interpolate, orbit, perturb
+  --num-novel N          how many, where they are not given                                  [24]
+  --rounds N             render, fix and optimise in N rounds, further out each time         [1]
+  --support              also show what photos hold up and what was made up
   --preset NAME          settings from configs/<script>/NAME.yaml
   --device DEVICE        cpu (or cuda, where supported)
   --seed N               seed of everything random                                           [0]
@@ -36,6 +39,8 @@ scene='' out='' preset=''
 views=()   # for stage 0 alone: what is kept, novel and test
 common=()  # for every stage
 seed=()    # for the stages that draw random numbers
+train=()   # for the stages that optimise
+rounds=1
 while [ $# -gt 0 ]; do
   flag=$1
   shift
@@ -53,7 +58,8 @@ while [ $# -gt 0 ]; do
       ;;
     --eval | --all-images) views+=("$flag") && continue ;;
     --overwrite) common+=("$flag") && continue ;;
-    -s | -m | --source | --model-dir | --keep-every | --keep-indices | --keep-count | --test-every | --novel | --preset | --device | --seed) ;;
+    --support) train+=("$flag") && continue ;;
+    -s | -m | --source | --model-dir | --keep-every | --keep-indices | --keep-count | --test-every | --novel | --num-novel | --rounds | --preset | --device | --seed) ;;
     *) refuse "unknown argument $flag" ;;
   esac
   case ${1:-} in '' | --* | -[a-z]) refuse "$flag needs a value" ;; esac
@@ -63,6 +69,10 @@ while [ $# -gt 0 ]; do
     -s | --source) scene=$value ;;
     -m | --model-dir) out=$value ;;
     --preset) preset=$value ;;
+    --rounds)
+      [[ $value =~ ^[1-9][0-9]*$ ]] || refuse "--rounds needs a number from 1 on, got $value"
+      rounds=$value
+      ;;
     --device) common+=("$flag" "$value") ;;
     --seed) seed=("$flag" "$value") ;;
     --keep-indices) # positions may also be separated by spaces
@@ -135,9 +145,13 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 SECONDS=0
 run bash "$root/tools/setup_env.sh"
 stage stage0_point_guidance -s "$scene" -m "$out" ${views[@]+"${views[@]}"} ${seed[@]+"${seed[@]}"}
-stage stage1_3dgs_init -s "$scene" -m "$out" ${seed[@]+"${seed[@]}"}
-stage stage2_artifact_fix -s "$scene" -m "$out"
-stage stage3_3dgs_mixed_opt -s "$scene" -m "$out" ${seed[@]+"${seed[@]}"}
+stage stage1_3dgs_init -s "$scene" -m "$out" ${seed[@]+"${seed[@]}"} ${train[@]+"${train[@]}"}
+for number in $(seq "$rounds"); do
+  round=()
+  if [ "$rounds" -gt 1 ]; then round=(--round "$number/$rounds"); fi
+  stage stage2_artifact_fix -s "$scene" -m "$out" ${round[@]+"${round[@]}"}
+  stage stage3_3dgs_mixed_opt -s "$scene" -m "$out" ${seed[@]+"${seed[@]}"} ${train[@]+"${train[@]}"} ${round[@]+"${round[@]}"}
+done
 printf '\n== evaluate\n' >&2
 run "$python" "$root/tools/evaluate.py" -s "$scene" -m "$out"
 

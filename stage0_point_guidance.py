@@ -2,7 +2,7 @@
 
 Reads   SCENE (-s) a COLMAP scene (images/, sparse/0), a transforms.json, or a folder of photos; of the photos, the kept ones alone
 Writes  OUT/stage0/ split.json, novel_cameras.json, points.ply, surface.npz (the points with their patches of surface), scene.glb,
-        scene/ (where SCENE had no cameras, or had to be undistorted, resized or turned), poses.json (where it had no cameras)
+        cameras.png (kept and novel cameras over the points, from above), scene/ (where SCENE had no cameras, or had to be undistorted, resized or turned), poses.json (where it had no cameras)
         guidance/<name>.png, coverage/<name>.png for every novel camera; depth/<name>.npz (depth, confidence) for every kept view
 
 Example
@@ -32,16 +32,16 @@ from s2d.guidance.providers.placement import reconstruct_with
 from s2d.guidance.providers.unposed import place_by_model
 from s2d.guidance.render import render_cloud
 from s2d.guidance.scene_glb import write_scene_glb
-from s2d.images import image_writer
+from s2d.images import image_writer, write_image
 from s2d.log import logger, progress
 from s2d.model_folder import copy_results, render_name
+from s2d.novel import NovelMode, draw_top_view, make_novel_cameras
 from s2d.ply_io import write_points_ply
 from s2d.poses.photos import Photo, find_photos, is_photo_folder, photo_root
 from s2d.poses.place import Placement, place_photos, write_photo_scene
 from s2d.scene import Scene, prepare_scene
 from s2d.split import Split, make_split, read_split_file
 from s2d.stage_io import Stage, open_stage
-from s2d.trajectories import NovelMode, make_novel_cameras
 from s2d.transforms_io import find_transforms, read_transforms
 
 
@@ -66,9 +66,10 @@ class Config:
     split_file: Path | None = no_effect(None)
     """JSON file with train_ids and test_ids, positions in name order or view names: keep and score those, instead of the flags above."""
     novel: NovelMode = "auto"
-    """Where pseudo views will be made: the scene's other cameras (given), or generated ones. auto: given where there are any."""
+    """Where pseudo views will be made: the scene's other cameras (given), or generated ones: where they show most anew (coverage), or on a
+    plain path. auto: given where there are any, else two thirds interpolate and one third orbit."""
     num_novel: int = 24
-    """How many novel cameras to generate, where they are generated."""
+    """How many novel cameras to generate, where they are generated; coverage may do with fewer."""
     all_images: bool = False
     """Photos without cameras: find the cameras with the photos that are held out, too. The results are marked: they know the test views."""
     provider: Literal[
@@ -122,7 +123,7 @@ def main(cfg: Config) -> Path:
                 kept.cameras,
                 given,
                 num=cfg.num_novel,
-                points=found.cloud.points,
+                cloud=found.cloud,
                 seed=cfg.seed,
             )
             with stage.timer("draw"):
@@ -316,6 +317,7 @@ def write_outputs(
     )
     found.cloud.save(stage.dir / "surface.npz")
     write_scene_glb(stage.dir / "scene.glb", found.cloud, kept.cameras, novel)
+    write_image(stage.dir / "cameras.png", draw_top_view(found.cloud, kept.cameras, novel))
 
     def write(name: str) -> None:
         depth_map = found.depth_maps[name]

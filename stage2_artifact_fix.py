@@ -1,6 +1,6 @@
 """Stage 2: turn each novel render (with artifacts) into a clean pseudo view, helped by the point guidance and the nearest kept photo.
 
-Reads   OUT/stage1/renders; OUT/stage0/ guidance, coverage, novel_cameras.json; SCENE kept photos; the fixer's weights
+Reads   OUT/stage1/renders (from the second round on those of the round before); OUT/stage0/ guidance, coverage, novel_cameras.json; SCENE kept photos; the fixer's weights
 Writes  OUT/stage2/ fixed/<name>.png, mask/<name>.png (255 where a point supports the pixel), confidence/<name>.png
         trials.json, trials/<name>_{truth,render,guidance,coverage,fixed,calibrated}.png
 
@@ -41,6 +41,14 @@ from s2d.fixer.processes import Processes, join_processes
 from s2d.images import image_writer, list_images, read_image
 from s2d.log import logger, progress
 from s2d.model_folder import copy_results, kept_views, render_name
+from s2d.novel.rounds import (
+    Reach,
+    Round,
+    is_left_out,
+    previous_stage,
+    reach_of,
+    take_over_trials,
+)
 from s2d.pairs.trials import MIN_KEPT, TrialSettings
 from s2d.scene import Scene
 from s2d.split import Split
@@ -104,6 +112,8 @@ class Config:
     """Also copy the fixed views here."""
     fixed_mask_dir: Path | None = no_effect(None)
     """Also copy the masks here."""
+    round: str = no_effect("1/1")
+    """Work outward in rounds, 1/2 and then 2/2, each with stages 2 and 3 (docs/stage0.md): 1/2 takes the novel views next to the kept ones."""
     seed: int = no_effect(0)
     """Seed of the trials' fits and of the adaptation; no fixer draws anything at random."""
     device: str = no_effect("auto")
@@ -133,25 +143,35 @@ class Plan:
 
 
 def main(cfg: Config) -> Path:
-    """Run stage 2; returns OUT/stage2."""
+    """Run stage 2; returns OUT/stage2, of a round before the last OUT/stage2_round<number>."""
     model_dir = output_folder(cfg)
+    at = Round.parse(cfg.round)
+    at.refuse(
+        stage1_novel_render_dir=cfg.stage1_novel_render_dir,
+        point_guidance_dir=cfg.point_guidance_dir,
+    )
     with join_processes() as processes:
         if processes.is_first:
-            run_stage(cfg, model_dir, processes)
+            run_stage(cfg, model_dir, processes, at)
         else:
             logger.setLevel(logging.ERROR)  # the first one speaks for all
             plan = processes.share_plan()
             if plan is not None:
                 fix_views(cfg, plan, processes)
-    return model_dir / "stage2"
+    return model_dir / f"stage2{at.suffix}"
 
 
-def run_stage(cfg: Config, model_dir: Path, processes: Processes) -> None:
+def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> None:
     """Plan the stage, do this process's share, put everything in its place."""
+    reach = None
+    if at.count > 1:
+        reach = reach_of(model_dir, at, cfg.source)
+        if is_left_out(at, reach):
+            return
     choice = choose_fixer(
         cfg.fixer, {flag: getattr(cfg, flag) for known in DEFAULTS.values() for flag in known}
     )
-    views = collect_views(cfg, model_dir, choice.num_references)
+    views = collect_views(cfg, model_dir, choice.num_references, at, reach)
     found = trial_scene(cfg, model_dir) if views else None
     check_adaptation(cfg, choice, found)
     inputs = choice.inputs()
@@ -171,11 +191,14 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes) -> None:
     inputs["references"] = sorted({path for view in views.values() for path in view.references})
     pairs = [[name, *(path.name for path in view.references)] for name, view in views.items()]
     inputs["pairs"] = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
-    with open_stage(model_dir, "stage2", cfg, inputs, cfg.overwrite) as stage:
+    if reach is not None:
+        inputs["round"] = cfg.round
+    with open_stage(model_dir, f"stage2{at.suffix}", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
             logger.info("fixer: %s (%s)", choice.name, choice.reason)
             verdict = Verdict(choice)
             if found is not None:
+                take_over_trials(model_dir, at, stage.scratch)
                 with stage.timer("trials"):
                     settings = TrialSettings(cfg.trial_views, cfg.trial_steps, cfg.seed)
                     adapting = AdaptSettings(cfg.adapt_steps, cfg.seed) if cfg.adapt_steps else None
@@ -258,9 +281,16 @@ def require_size(path: Path, image: Tensor, other_path: Path, other: Tensor) -> 
         )
 
 
-def collect_views(cfg: Config, model_dir: Path, num_references: int) -> dict[str, ViewFiles]:
+def collect_views(
+    cfg: Config, model_dir: Path, num_references: int, at: Round, reach: Reach | None
+) -> dict[str, ViewFiles]:
     """Pair every render with its guidance, coverage and reference photos, by name."""
-    render_dir = cfg.stage1_novel_render_dir or require_stage(model_dir, "stage1").dir / "renders"
+    if reach is not None and reach.previous > 0:
+        render_dir = previous_stage(model_dir, at, reach).dir / "renders"
+    else:
+        render_dir = (
+            cfg.stage1_novel_render_dir or require_stage(model_dir, "stage1").dir / "renders"
+        )
     guidance_dir = cfg.point_guidance_dir or require_stage(model_dir, "stage0").dir / "guidance"
     for folder in (render_dir, guidance_dir):
         if not folder.is_dir():
@@ -269,6 +299,9 @@ def collect_views(cfg: Config, model_dir: Path, num_references: int) -> dict[str
             )
     coverage_dir = guidance_dir.parent / "coverage"
     names = [name for name in list_images(render_dir) if name.endswith(".png")]
+    if reach is not None:
+        reached = {render_name(name) for name in reach.names}
+        names = [name for name in names if name in reached]
     missing = [name for name in names if not (guidance_dir / name).is_file()]
     if missing:
         raise FileNotFoundError(

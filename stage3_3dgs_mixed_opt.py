@@ -18,7 +18,7 @@ Example
     python stage3_3dgs_mixed_opt.py -s data/fern -m out/fern --layers 8,4,2,1 --no-pseudo-views
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +45,14 @@ from s2d.model_folder import (
     point_cloud_name,
     write_cameras_json,
     write_cfg_args,
+)
+from s2d.novel.rounds import (
+    Reach,
+    Round,
+    is_left_out,
+    previous_stage,
+    reach_of,
+    round_checkpoint,
 )
 from s2d.optim import LearningRates, active_sh_degree, scene_extent, set_means_rate
 from s2d.ply_io import read_points_ply
@@ -127,6 +135,8 @@ class StageFlags:
     """Folder of the guidance masks; default OUT/stage2/mask."""
     fixed_confidence_dir: Path | None = no_effect(None)
     """Folder of the confidences of the fixed views, as far as there are any; default OUT/stage2/confidence where trials have measured them, else 1."""
+    round: str = no_effect("1/1")
+    """Work outward in rounds, 1/2 and then 2/2, each with stages 2 and 3 (docs/stage0.md); each takes its share of the steps."""
     seed: int = 0
     """Seed of the order of the views and of split Gaussians."""
     device: str = no_effect("auto")
@@ -145,32 +155,41 @@ class Config(LayerFlags, StageFlags):
 
 
 def main(cfg: Config) -> Path:
-    """Run stage 3; returns OUT/stage3."""
+    """Run stage 3; returns OUT/stage3, of a round before the last OUT/stage3_round<number>."""
     check_config(cfg)
     choice = choose_device(cfg.device)
+    at = Round.parse(cfg.round)
     stage0 = require_stage(cfg.model_dir, "stage0")
-    start = start_checkpoint(cfg)
+    reach = reach_of(cfg.model_dir, at, cfg.source)
+    if is_left_out(at, reach):
+        return cfg.model_dir / f"stage3{at.suffix}"
+    cfg, start = start_of_round(cfg, at, reach)
     split = Split.load(stage0.dir / "split.json")
     kept = kept_views(cfg.source, stage0.dir, split)
     novel = Cameras.from_json(stage0.dir / "novel_cameras.json")
     paths = None
     if cfg.pseudo_views:
         folders = (cfg.fixed_dir, cfg.fixed_mask_dir, cfg.fixed_confidence_dir)
-        paths = find_fixed_views(cfg.model_dir, novel.names, *folders)
+        paths = find_fixed_views(cfg.model_dir, reach.names, *folders, f"stage2{at.suffix}")
     inputs = {"stage0": stage0, "kept photos": list(kept.image_paths)}
     if start is not None:
         inputs["start_checkpoint"] = start
     if paths is not None:
         inputs |= paths.inputs()
+    if at.count > 1:
+        inputs["round"] = cfg.round
     if cfg.foundation is not None:
         inputs["foundation"] = cfg.foundation
     if cfg.layers and initial_levels(cfg).is_dir():
         inputs["stage1 levels"] = initial_levels(cfg)
-    with open_stage(cfg.model_dir, "stage3", cfg, inputs, cfg.overwrite) as stage:
+    with open_stage(cfg.model_dir, f"stage3{at.suffix}", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
-            fixed = None if paths is None else fixed_view_reader(novel, paths, cfg.beta)
-            run_on(choice, lambda on: make(cfg, stage, start, split, kept, novel, fixed, on))
-    return cfg.model_dir / "stage3"
+            fixed = None
+            if paths is not None:
+                fixed = fixed_view_reader(novel.select(reach.names), paths, cfg.beta)
+            work = (cfg, stage, start, split, kept, novel, fixed, at, reach)
+            run_on(choice, lambda on: make(*work, on))
+    return cfg.model_dir / f"stage3{at.suffix}"
 
 
 def make(
@@ -181,6 +200,8 @@ def make(
     kept: Scene,
     novel: Cameras,
     fixed: FixedViews | None,
+    at: Round,
+    reach: Reach,
     device: torch.device,
 ) -> None:
     """Do the stage's work on a device, from the last checkpoint if there is one."""
@@ -192,10 +213,11 @@ def make(
         if cfg.layers:
             run = optimise_layers(cfg, stage, first, kept, novel, fixed, device)
         else:
-            run = optimise(cfg, stage, start, first, kept, novel, fixed, device)
+            reached = novel.select(reach.names)
+            run = optimise(cfg, stage, start, first, kept, reached, fixed, device)
     with stage.timer("render"):
         render_views(run.scene, novel, stage.dir / "renders")
-    write_outputs(cfg, stage, run, split, kept, novel)
+    write_outputs(cfg, stage, run, split, kept, novel, at)
 
 
 def check_config(cfg: Config) -> None:
@@ -212,6 +234,28 @@ def check_config(cfg: Config) -> None:
         plan_layers(cfg, cfg.max_gaussians)
     elif cfg.foundation is not None:
         raise ValueError("--foundation is what layers are built on. Pass --layers with it.")
+
+
+def start_of_round(cfg: Config, at: Round, reach: Reach) -> tuple[Config, Path | None]:
+    """The settings with this round's share of the steps, and the checkpoint to go on from."""
+    if at.count == 1:
+        return cfg, start_checkpoint(cfg)
+    at.refuse(
+        layers=cfg.layers,
+        no_pseudo_views=not cfg.pseudo_views,
+        optim_pose=cfg.optim_pose,  # novel cameras follow stage 1's corrections: they must not change in between
+        optim_focal=cfg.optim_focal,
+        start_checkpoint=cfg.start_checkpoint,
+        fixed_dir=cfg.fixed_dir,
+        fixed_mask_dir=cfg.fixed_mask_dir,
+        fixed_confidence_dir=cfg.fixed_confidence_dir,
+    )
+    first = require_stage(cfg.model_dir, "stage1").info["iteration"]
+    cfg = replace(cfg, iterations=at.last_step(first, cfg.iterations))
+    if reach.previous == 0:
+        return cfg, start_checkpoint(cfg)
+    before = previous_stage(cfg.model_dir, at, reach)
+    return cfg, round_checkpoint(before.dir, before.info["iteration"])
 
 
 def optimise(
@@ -392,20 +436,29 @@ def start_refinement(
 
 
 def write_outputs(
-    cfg: Config, stage: Stage, run: TrainingRun, split: Split, kept: Scene, novel: Cameras
+    cfg: Config,
+    stage: Stage,
+    run: TrainingRun,
+    split: Split,
+    kept: Scene,
+    novel: Cameras,
+    at: Round,
 ) -> None:
-    """Write the final Gaussians and what viewers want beside them."""
-    save_checkpoint(stage.extra_path(f"chkpnt{run.step}.pth"), run_checkpoint(run))
-    run.scene.save_ply(stage.extra_path(point_cloud_name(run.step)), run.support)
+    """Write the final Gaussians and what viewers want beside them; of a round before the last, what the next one goes on from."""
     cameras = write_refinement(stage.dir, run.refinement, kept.cameras)
-    write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([cameras, novel]))
-    write_cfg_args(
-        stage.extra_path("cfg_args.json"),
-        cfg.source,
-        cfg.model_dir,
-        run.gaussians.sh_degree,
-        with_test=split.protocol == "eval",
-    )
+    if at.is_last:
+        save_checkpoint(stage.extra_path(f"chkpnt{run.step}.pth"), run_checkpoint(run))
+        run.scene.save_ply(stage.extra_path(point_cloud_name(run.step)), run.support)
+        write_cameras_json(stage.extra_path("cameras.json"), Cameras.cat([cameras, novel]))
+        write_cfg_args(
+            stage.extra_path("cfg_args.json"),
+            cfg.source,
+            cfg.model_dir,
+            run.gaussians.sh_degree,
+            with_test=split.protocol == "eval",
+        )
+    else:
+        save_checkpoint(round_checkpoint(stage.dir, run.step), run_checkpoint(run))
     atomic_write_json(stage.dir / "history.json", run.history)
     stage.info["num_gaussians"] = run.scene.num
     stage.info["iteration"] = run.step

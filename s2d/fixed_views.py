@@ -39,20 +39,22 @@ def find_fixed_views(
     fixed_dir: Path | None = None,
     mask_dir: Path | None = None,
     confidence_dir: Path | None = None,
+    stage: str = "stage2",
 ) -> FixedPaths:
     """Find the fixed view, the mask and perhaps the confidence of every novel view.
 
     Args:
         model_dir: OUT.
         names: Of the novel views.
-        fixed_dir, mask_dir, confidence_dir: Where they are if not in OUT/stage2.
+        fixed_dir, mask_dir, confidence_dir: Where they are if not in the stage's folder.
+        stage: Of which they are; a round before the last has one of its own.
 
     Raises:
         FileNotFoundError: Stage 2 has not finished, or a folder or picture is missing.
     """
     folders = []
     for given, kind in ((fixed_dir, "fixed"), (mask_dir, "mask")):
-        folder = given or require_stage(model_dir, "stage2").dir / kind
+        folder = given or require_stage(model_dir, stage).dir / kind
         paths = {name: folder / render_name(name) for name in names}
         missing = [path for path in paths.values() if not path.is_file()]
         if missing:
@@ -61,7 +63,7 @@ def find_fixed_views(
                 "Run: python stage2_artifact_fix.py -m OUT"
             )
         folders.append(paths)
-    folder = confidence_dir or _measured_confidences(model_dir, fixed_dir)
+    folder = confidence_dir or _measured_confidences(model_dir, fixed_dir, stage)
     if folder is None:
         return FixedPaths(*folders, {})
     if not folder.is_dir():
@@ -90,9 +92,9 @@ def fixed_view_reader(novel: Cameras, paths: FixedPaths, beta: float) -> FixedVi
     return read
 
 
-def _measured_confidences(model_dir: Path, fixed_dir: Path | None) -> Path | None:
+def _measured_confidences(model_dir: Path, fixed_dir: Path | None, stage: str) -> Path | None:
     """Stage 2's confidences, for its own views and where its trials have taught them: what a fixer thinks of itself weighs nothing."""
     if fixed_dir is not None:
         return None
-    stage2 = require_stage(model_dir, "stage2")
+    stage2 = require_stage(model_dir, stage)
     return stage2.dir / "confidence" if stage2.info.get("calibrated", False) else None

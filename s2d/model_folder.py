@@ -15,7 +15,7 @@ def render_name(view_name: str) -> str:
     return Path(view_name).with_suffix(".png").as_posix()
 
 
-def point_cloud_name(step: int) -> str:
+def point_cloud_name(step: int | str) -> str:
     """Where 3DGS viewers look for the Gaussians, relative to OUT."""
     return f"point_cloud/iteration_{step}/point_cloud.ply"
 

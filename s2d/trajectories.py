@@ -1,13 +1,11 @@
-"""Novel cameras: where pseudo views are made when the scene does not say where.
+"""Plain camera paths: through the kept cameras, around what they look at, beside them. `s2d.novel` chooses among them.
 
-All paths keep to the neighbourhood of the kept cameras: a pseudo view far from every photo has nothing to be repaired from. Names are
-`novel_0000`, `novel_0001`, …; intrinsics and picture size come from the nearest kept camera.
+All paths keep to the neighbourhood of the kept cameras: a pseudo view far from every photo has nothing to be repaired from. Intrinsics
+and picture size come from the nearest kept camera.
 """
 
-import logging
 import math
 from itertools import pairwise
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,71 +22,6 @@ from s2d.geometry import (
     slerp,
     up_axis,
 )
-
-logger = logging.getLogger("s2d.trajectories")
-
-NovelMode = Literal["auto", "given", "interpolate", "orbit", "perturb"]
-
-
-def make_novel_cameras(
-    mode: NovelMode,
-    kept: Cameras,
-    given: Cameras | None = None,
-    num: int = 24,
-    points: Tensor | None = None,  # [P, 3]
-    seed: int = 0,
-) -> Cameras:
-    """Choose or generate the novel cameras.
-
-    Args:
-        mode: `given`: the scene's other cameras. `interpolate`: a smooth path through the kept cameras. `orbit`: around the point that they
-            look at. `perturb`: kept cameras moved and turned a little. `auto`: given where there are any, else two thirds
-            interpolated and one third orbit.
-        kept: The kept cameras, at least one (interpolate: two).
-        given: The scene's other cameras, for `given` and `auto`.
-        num: How many to generate; the given ones are all taken.
-        points: World points, to know how far away the scene is; None: from the cameras alone. [P, 3]
-        seed: For `perturb`.
-
-    Raises:
-        ValueError: no kept camera, `given` without given cameras, one camera to interpolate, num below 1, unknown mode.
-    """
-    if len(kept) == 0:
-        raise ValueError("make_novel_cameras: there are no kept cameras.")
-    has_given = given is not None and len(given) > 0
-    if mode == "given" and not has_given:
-        raise ValueError(
-            "--novel given: every camera of the scene is kept or a test camera, so none is left. "
-            "Use --novel auto, or keep fewer views."
-        )
-    if mode == "given" or (mode == "auto" and has_given):
-        return given
-    if num < 1:
-        raise ValueError(f"make_novel_cameras: num must be at least 1, got {num}.")
-    if mode == "interpolate":
-        cameras = interpolate_cameras(kept, num)
-    elif mode == "orbit":
-        cameras = orbit_cameras(kept, num, points)
-    elif mode == "perturb":
-        cameras = perturb_cameras(kept, num, points, seed)
-    elif mode == "auto" and (len(kept) == 1 or num == 1):
-        cameras = orbit_cameras(kept, num, points)
-    elif mode == "auto":
-        num_orbit = num // 3
-        parts = [interpolate_cameras(kept, num - num_orbit)]
-        if num_orbit:
-            parts.append(
-                orbit_cameras(kept, num_orbit, points).renamed(
-                    [f"orbit_{i}" for i in range(num_orbit)]
-                )
-            )
-        cameras = Cameras.cat(parts)
-    else:
-        raise ValueError(
-            f"make_novel_cameras: unknown mode {mode!r}. Expected auto, given, interpolate, orbit or perturb."
-        )
-    logger.info("generated %d novel cameras (%s)", len(cameras), mode)
-    return cameras.renamed([f"novel_{i:04d}" for i in range(len(cameras))])
 
 
 def interpolate_cameras(kept: Cameras, num: int) -> Cameras:
@@ -132,7 +65,7 @@ def path_cameras(
     positions = _catmull_rom(*(centers[row] for row in rows), t.double())
     rotations = quat_to_rotation(slerp(quats[rows[1]], quats[rows[2]], t.double()))
     nearest = torch.where(t < 0.5, rows[1], rows[2]).tolist()
-    return _with_lens_of(invert_rigid(rigid(rotations, positions)), ordered, nearest)
+    return with_lens_of(invert_rigid(rigid(rotations, positions)), ordered, nearest)
 
 
 def orbit_cameras(kept: Cameras, num: int, points: Tensor | None = None) -> Cameras:
@@ -192,7 +125,7 @@ def perturb_cameras(
         / math.sqrt(3)
     )
     turn = quat_to_rotation(torch.cat([torch.ones(num, 1, dtype=torch.float64), angles / 2], 1))
-    return _with_lens_of(rigid(turn, shift) @ viewmats, kept, rows)
+    return with_lens_of(rigid(turn, shift) @ viewmats, kept, rows)
 
 
 def _target(kept: Cameras, points: Tensor | None) -> Tensor:
@@ -244,12 +177,12 @@ def short_tour(kept: Cameras) -> list[int]:
 
 def _with_nearest_lens(viewmats: Tensor, kept: Cameras) -> Cameras:
     centers = invert_rigid(viewmats)[:, :3, 3]
-    return _with_lens_of(
+    return with_lens_of(
         viewmats, kept, torch.cdist(centers, kept.centers.double()).argmin(1).tolist()
     )
 
 
-def _with_lens_of(viewmats: Tensor, kept: Cameras, rows: list[int]) -> Cameras:
+def with_lens_of(viewmats: Tensor, kept: Cameras, rows: list[int]) -> Cameras:
     """Cameras with these transforms and the intrinsics and size of kept[row]; numbered names for the time being."""
     return Cameras(
         viewmats=viewmats.float(),

@@ -18,6 +18,7 @@ from s2d.images import read_image, write_image
 from s2d.metrics import LpipsUnavailable, psnr, score, ssim
 from s2d.model_folder import render_name
 from s2d.rasterize import rasterize
+from s2d.report.support import support_overlay
 from s2d.scene import load_scene
 from s2d.split import Split, make_split
 from s2d.stage_io import open_stage
@@ -256,6 +257,31 @@ def test_generated_novel_cameras_have_pictures_but_no_scores(tmp_path, source, t
         'class="source" data-column'
     ) == 2 * 4  # no truth
     assert read_image(run / "test" / "sheet.png").shape[1] == 4 * 306 + 6
+
+
+def test_support_and_unreached_views_are_shown_as_they_are(tmp_path, source, truth, names):
+    """A splat that knows its support is painted at every view; a novel view that no round has reached has no fixed picture."""
+    split = make_split(names, keep_count=3)
+    out = write_run(tmp_path / "out", source, truth, split)
+    evaluate.main(Config(out, lpips=()))
+    assert not (out / "test/support").exists()
+    splat = next(out.glob("point_cloud/*/point_cloud.ply"))
+    truth.save_ply(splat, torch.full((truth.num,), 2.0))
+    unreached = render_name(split.novel[0])
+    (out / "stage2/fixed" / unreached).unlink()
+    page = evaluate.main(Config(out, lpips=())).read_text()
+    assert {path.name for path in (out / "test/support").rglob("*.png")} == {
+        Path(render_name(name)).name for name in split.test
+    }
+    name = split.test[0]
+    camera = load_scene(source).cameras.select([name])
+    painted = read_image(out / "test/support" / render_name(name))
+    expected = support_overlay(truth, torch.full((truth.num,), 2.0), camera)
+    assert float((painted - expected).abs().max()) <= 0.5 / 255 + 1e-6
+    assert f'alt="{name}: Support"' in page and "two photos or more" in page
+    assert f'alt="{split.novel[0]}: Fixed"' not in page
+    assert f'alt="{split.novel[1]}: Fixed"' in page
+    assert split.novel[0] not in json.loads((out / "per_view.json").read_text())["stage2"]["novel"]
 
 
 def test_missing_lpips_is_said_and_the_rest_goes_on(tmp_path, source, truth, names, monkeypatch):

@@ -44,6 +44,7 @@ LAYERS = [
         "fixed_views",
         "backdrop",
         "layers",
+        "novel",
         "strategies",
     },
     {"scoring", "report", "export", "viewer"},

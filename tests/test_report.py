@@ -10,7 +10,10 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from s2d.cameras import Cameras
+from s2d.gaussians import Gaussians
 from s2d.report import (
     COLUMN_TITLES,
     ReportContent,
@@ -21,7 +24,10 @@ from s2d.report import (
     write_report,
 )
 from s2d.report.charts import Series, line_chart, seconds_text, short_number
+from s2d.report.support import support_overlay
+from s2d.sh import rgb_to_sh0
 from s2d.stage_io import Manifest
+from s2d.strategies.support import LEVELS
 
 NETS = ("lpips_vgg", "lpips_alex")
 ADDRESS_ATTRIBUTES = {"src", "href", "data", "poster", "srcset", "action", "xlink:href"}
@@ -146,7 +152,7 @@ def test_the_page_needs_nothing_from_outside(make_content, read, tmp_path):
         for key, value in attributes.items()
         if key in ADDRESS_ATTRIBUTES
     ]
-    assert len(addresses) == 5 * 5 + 2  # five pictures of five views, two kept photos
+    assert len(addresses) == 5 * 6 + 2  # six pictures of five views, two kept photos
     assert all(value.startswith("data:image/webp;base64,") for value in addresses)
     assert not page.all("link")
     assert not re.search(
@@ -291,6 +297,41 @@ def test_a_scene_without_photos_to_score_still_has_a_page(make_content, read):
     page = read(ReportContent(results, content.kept, views, content.stages))
     assert len(page.all("section")) == 3
     assert "12,345" in page.text
+
+
+def test_support_and_the_top_view_are_shown_where_there_are_any(make_content, read):
+    content = make_content(3)
+    page = read(replace(content, top_view=content.kept["a.png"]))
+    assert "Support, what holds the final picture up" in page.text
+    assert "made up" in page.text and "Where the views stand" in page.text
+    assert page.all("img", alt="cameras from above")[0]["src"].startswith("data:image/webp;base64,")
+    assert page.all("img", **{"data-column": "support"})
+    for view in content.views:
+        del view.images["support"]
+    page = read(content)
+    assert "Support" not in page.text and "from above" not in page.text
+    assert "--columns: 5" in page.all("div", **{"class": "row"})[0]["style"]
+
+
+def test_support_lies_over_the_render_in_grey():
+    """One large opaque Gaussian of known colour: 0.65 of the level's colour and 0.35 of the render's luma."""
+    viewmat, K = torch.eye(4)[None], torch.tensor([[[20.0, 0, 8], [0, 20, 8], [0, 0, 1]]])
+    camera = Cameras(viewmat, K, ((16, 16),), ("a",))
+    gaussians = Gaussians(
+        torch.tensor([[0.0, 0.0, 4.0]]),
+        torch.full((1, 3), 2.0),
+        torch.tensor([[1.0, 0, 0, 0]]),
+        torch.tensor([12.0]),
+        rgb_to_sh0(torch.tensor([[[0.9, 0.5, 0.1]]])),
+        torch.zeros(1, 0, 3),
+    )
+    for value, (_, colour) in enumerate(LEVELS):
+        image = support_overlay(gaussians, torch.tensor([float(value)]), camera)
+        luma = 0.299 * 0.9 + 0.587 * 0.5 + 0.114 * 0.1
+        expected = 0.99 * (
+            0.65 * torch.tensor(colour) + 0.35 * luma
+        )  # the rasteriser's largest opacity
+        torch.testing.assert_close(image[8, 8], expected, atol=0.01, rtol=0)
 
 
 def test_trials_are_shown_with_the_decision(make_content, read, tmp_path):

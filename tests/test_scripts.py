@@ -117,6 +117,27 @@ def test_flags_reach_the_stages_that_take_them(checkout):
     assert "out/x y/point_cloud/iteration_7000/point_cloud.ply" in stdout, "the last one by number"
 
 
+def test_rounds_run_stages_2_and_3_in_turn(checkout):
+    code, _, stderr = run(
+        checkout, *shlex.split("-s 'data/my scene' -m out --rounds 2 --support --num-novel 9")
+    )
+    assert code == 0, stderr
+    scene, first, last = (
+        ["-s", "data/my scene", "-m", "out"],
+        ["--round", "1/2"],
+        ["--round", "2/2"],
+    )
+    assert record(checkout) == [
+        ["stage0_point_guidance.py", *scene, "--num-novel", "9"],
+        ["stage1_3dgs_init.py", *scene, "--support"],
+        ["stage2_artifact_fix.py", *scene, *first],
+        ["stage3_3dgs_mixed_opt.py", *scene, "--support", *first],
+        ["stage2_artifact_fix.py", *scene, *last],
+        ["stage3_3dgs_mixed_opt.py", *scene, "--support", *last],
+        ["evaluate.py", *scene],
+    ]
+
+
 def test_without_arguments_it_is_the_demo_scene(checkout):
     code, stdout, stderr = run(checkout)
     assert code == 0, stderr
@@ -152,6 +173,7 @@ def test_the_output_folder_is_named_after_the_scene(checkout):
         (["--keep-count", "--eval"], "--keep-count needs a value"),
         (["--seed="], "--seed needs a value"),
         (["-s", "nowhere"], "no such scene: nowhere"),
+        (["--rounds", "0"], "--rounds needs a number from 1 on, got 0"),
         (["--preset", "tyni"], "unknown preset tyni; there is: fine tiny"),
     ],
 )

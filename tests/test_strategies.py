@@ -19,7 +19,7 @@ from s2d.strategies.floaters import floaters
 from s2d.strategies.opacity_decay import decay_opacity
 from s2d.strategies.residual import most_wanted, residual_scores
 from s2d.strategies.settings import Strategy
-from s2d.strategies.support import Support, draw_support
+from s2d.strategies.support import LEVELS, Support, draw_support
 from s2d.strategies.view import StrategyView
 
 WIDTH, HEIGHT, FOCAL = 32, 24, 30.0
@@ -194,18 +194,23 @@ def test_support_counts_views_and_the_share_of_kept_weight(generator):
     assert support.weights.shape == (3, 2)
 
 
-def test_support_is_painted_from_red_to_green(generator):
+def test_support_is_painted_by_level(generator):
     gaussians = blobs(generator, 1)
     gaussians.means.zero_()
     gaussians.log_scales.fill_(1.0)  # fills the picture
     gaussians.opacity_logits.fill_(12.0)
-    expected = {0.0: (1, 0, 0), 0.5: (1, 0.5, 0), 1.0: (1, 1, 0), 1.5: (0.5, 1, 0), 5.0: (0, 1, 0)}
+    none, one, more = (torch.tensor(colour) for _, colour in LEVELS)
+    expected = {
+        0.0: none,
+        0.5: (none + one) / 2,
+        1.0: one,
+        1.25: 0.75 * one + 0.25 * more,
+        5.0: more,
+    }
     for value, colour in expected.items():
         image = draw_support(gaussians, torch.tensor([value]), camera())
         # The rasteriser's largest opacity is 0.99.
-        torch.testing.assert_close(
-            image[HEIGHT // 2, WIDTH // 2], torch.tensor(colour).float(), atol=0.02, rtol=0
-        )
+        torch.testing.assert_close(image[HEIGHT // 2, WIDTH // 2], colour, atol=0.02, rtol=0)
 
 
 # ---- floaters --------------------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ import torch
 
 from s2d.cameras import Cameras
 from s2d.geometry import look_at, look_at_point, project, rotation_angle
+from s2d.novel import make_novel_cameras
 from s2d.trajectories import (
     interpolate_cameras,
-    make_novel_cameras,
     orbit_cameras,
     path_cameras,
     perturb_cameras,

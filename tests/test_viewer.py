@@ -12,6 +12,7 @@ from s2d.gaussians import Checkpoint, save_checkpoint
 from s2d.images import write_image
 from s2d.layers.levels import gaussians_of_level
 from s2d.sh import sh0_to_rgb
+from s2d.strategies.support import LEVELS
 from s2d.viewer import ModelFolder, Viewer
 
 
@@ -87,6 +88,32 @@ def test_a_browser_gets_the_gaussians_that_are_there(viewer, tmp_path):
     colours = sh0_to_rgb(gaussians.sh0[:, 0]).clamp(0, 1).numpy()[ours]
     shown = handle.rgbs[order] / (255 if handle.rgbs.dtype == np.uint8 else 1)
     np.testing.assert_allclose(shown, colours, atol=1 / 255)
+
+
+def test_support_is_a_mode_with_a_legend(viewer, tmp_path):
+    gaussians, support = blob(3, 3), torch.tensor([0.0, 1.0, 5.0])
+    path = tmp_path / "point_cloud/iteration_700/point_cloud.ply"
+    gaussians.save_ply(path, support)
+    save_checkpoint(tmp_path / "chkpnt700.pth", Checkpoint(gaussians, 700, 1.0))
+    save_checkpoint(tmp_path / "chkpnt_stage1_500.pth", Checkpoint(gaussians, 500, 1.0))
+    viewer.refresh()
+    viewer.colours.value = "by support"
+    viewer.what.value = "chkpnt700"
+    viewer.refresh()
+    handle = viewer.server.scene.get_handle_by_name("/gaussians")
+    scale = 255 if handle.rgbs.dtype == np.uint8 else 1
+    for row, (name, colour) in enumerate(LEVELS):
+        assert name in viewer.legend.content
+        sent = np.abs(handle.centers - gaussians.means[row].numpy()).sum(1).argmin()
+        np.testing.assert_allclose(handle.rgbs[sent] / scale, colour, atol=1 / 255)
+    viewer.what.value = "chkpnt_stage1_500"  # no splat of that step
+    viewer.refresh()
+    assert "--support" in viewer.legend.content
+    viewer.colours.value = "as photographed"
+    viewer.refresh()
+    assert viewer.legend.content == ""
+    alone = ModelFolder(path)
+    assert torch.equal(alone.support("newest", 3), support) and alone.support("newest", 4) is None
 
 
 def test_cameras_and_the_fixers_pictures(viewer, tmp_path):

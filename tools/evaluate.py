@@ -4,6 +4,7 @@ Reads   OUT/stage0 … stage3 (as far as they are finished), chkpnt_stage1_<it>.
         SCENE: all photos. This is the only place that reads the photos of views that were not kept.
 Writes  OUT/test/ours_<it>/{renders,gt}/ for stage 1 and the final model, test/guidance, test/coverage;
         OUT/results.json, per_view.json, report.html, with --sheet also test/sheet.png
+        test/support, where the Gaussians know what holds them up (--support of stages 1 and 3)
 
 Example
     python tools/evaluate.py -m out/fern
@@ -34,6 +35,7 @@ from s2d.images import image_writer
 from s2d.log import logger, progress
 from s2d.metrics import Lpips, LpipsUnavailable, load_lpips
 from s2d.model_folder import render_name
+from s2d.ply_io import read_support
 from s2d.rasterize import cpus_for_kernels, keep_freed_memory, rasterize
 from s2d.report import (
     ReportContent,
@@ -45,6 +47,7 @@ from s2d.report import (
     write_report,
     write_sheet,
 )
+from s2d.report.support import support_overlay
 from s2d.scene import load_scene
 from s2d.scored_cameras import carried_cameras, load_truth, registered_cameras
 from s2d.scoring import SCORED, Run, find_masks, score_views, scored_views, summarise
@@ -87,6 +90,7 @@ def main(cfg: Config) -> Path:
     nets, notes = load_networks(cfg.lpips)
     render_test_views(run, cfg.refine_test_cameras)
     collect_novel_views(run)
+    draw_support_overlays(run)
     if cfg.mask_dir is not None:
         run.masks = find_masks(cfg.mask_dir, scored_views(run))
     per_view = score_views(run, nets)
@@ -178,14 +182,18 @@ def render_test_views(run: Run, refine_cameras: bool) -> None:
 
 def test_cameras(run: Run, stage: str) -> Cameras:
     """Return the test cameras in the frame of what a stage has made."""
-    path = run.manifests[stage].dir / "kept_cameras.json"
-    used = Cameras.from_json(path) if path.is_file() else run.given
     test = run.scene.cameras.select(run.split.test)
-    cameras, fit = carried_cameras(test, run.scene.cameras, used)
+    cameras, fit = carried_cameras(test, run.scene.cameras, kept_cameras(run, stage))
     if fit is not None:
         run.placements[stage] = f"aligned to the run's by its kept photos ({fit})"
         logger.info("evaluate: %s: test cameras %s", stage, run.placements[stage])
     return cameras
+
+
+def kept_cameras(run: Run, stage: str) -> Cameras:
+    """Return the kept cameras that what a stage has made belongs to."""
+    path = run.manifests[stage].dir / "kept_cameras.json"
+    return Cameras.from_json(path) if path.is_file() else run.given
 
 
 def stage1_gaussians(stage1: Manifest) -> Gaussians:
@@ -195,9 +203,11 @@ def stage1_gaussians(stage1: Manifest) -> Gaussians:
 
 def final_gaussians(stage3: Manifest) -> Gaussians:
     """Read the splat that the user gets: what is scored is what a viewer shows."""
-    return Gaussians.load_ply(
-        next(path for path in stage3.extras if path.name == "point_cloud.ply")
-    )
+    return Gaussians.load_ply(splat_path(stage3))
+
+
+def splat_path(manifest: Manifest) -> Path:
+    return next(path for path in manifest.extras if path.name == "point_cloud.ply")
 
 
 def add_test_guidance(run: Run, cameras: Cameras) -> None:
@@ -221,8 +231,8 @@ def add_test_guidance(run: Run, cameras: Cameras) -> None:
             continue
         run.test[name]["guidance"] = stage0.dir / "guidance" / picture
         run.coverage[name] = stage0.dir / "coverage" / picture
-        if stage2 is not None:
-            run.test[name]["fixed"] = stage2.dir / "fixed" / picture
+        if stage2 is not None and (fixed := stage2.dir / "fixed" / picture).is_file():
+            run.test[name]["fixed"] = fixed  # else the rounds did not reach it
 
 
 def collect_novel_views(run: Run) -> None:
@@ -240,8 +250,31 @@ def collect_novel_views(run: Run) -> None:
         for column, (stage, folder) in folders.items():
             if stage in run.manifests:
                 columns[column] = run.manifests[stage].dir / folder / render_name(name)
+        if "fixed" in columns and not columns["fixed"].is_file():  # the rounds did not reach it
+            del columns["fixed"]
         run.novel[name] = columns
         run.coverage[name] = run.manifests["stage0"].dir / "coverage" / render_name(name)
+
+
+def draw_support_overlays(run: Run) -> None:
+    """Paint every view of the last model by what holds it up, where its splat says so."""
+    stage = "stage3" if "stage3" in run.manifests else "stage1"
+    splat = splat_path(run.manifests[stage])
+    support = read_support(splat)
+    if support is None:
+        return
+    gaussians = Gaussians.load_ply(splat)
+    novel, _ = carried_cameras(run.novel_cameras, run.given, kept_cameras(run, stage))
+    test = test_cameras(run, stage)
+    cameras = Cameras.cat([test, novel.select([n for n in novel.names if n not in test.names])])
+    with cpus_for_kernels(), image_writer() as write:
+        for camera in cameras:
+            name = camera.names[0]
+            picture = run.model_dir / "test" / "support" / render_name(name)
+            write(picture, support_overlay(gaussians, support, camera))
+            for views in (run.test, run.novel):
+                if name in views:
+                    views[name]["support"] = picture
 
 
 # ------------------------------------------------------------------------------------------------------------ for people
@@ -257,7 +290,8 @@ def report_content(run: Run, results: dict, per_view: dict, notes: Sequence[str]
         ]
     notes = [*notes, *(f"Test cameras of {stage}: {how}." for stage, how in run.placements.items())]
     last = run.manifests.get("stage3", run.manifests["stage1"])
-    ply = next(path for path in last.extras if path.name == "point_cloud.ply")
+    ply = splat_path(last)
+    top_view = run.manifests["stage0"].dir / "cameras.png"
     kept = {name: run.scene.image_paths[run.scene.names.index(name)] for name in run.split.kept}
     return ReportContent(
         results=results,
@@ -269,6 +303,7 @@ def report_content(run: Run, results: dict, per_view: dict, notes: Sequence[str]
         ],
         facts=run_facts(run.manifests),
         notes=notes,
+        top_view=top_view if top_view.is_file() else None,
         trials=TrialsRecord.of_manifest(run.manifests["stage2"])
         if "stage2" in run.manifests
         else None,

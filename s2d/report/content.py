@@ -20,6 +20,7 @@ COLUMN_TITLES = {
     "guidance": "Guidance",
     "fixed": "Fixed",
     "stage3": "Final",
+    "support": "Support",
 }
 METRIC_TITLES = {
     "psnr": "PSNR",
@@ -155,6 +156,8 @@ class ReportContent:
     """What a reader must know before believing the numbers (a stage is missing, LPIPS is not available, …)."""
     ply_path: str | None = None
     """The final splat, relative to the report."""
+    top_view: Path | None = None
+    """Picture of the kept and novel cameras over the points, from above; None where stage 0 left none."""
     trials: TrialsRecord | None = None
     """None where stage 2 made none."""
 

@@ -32,6 +32,7 @@ from s2d.report.content import (
     choose_views,
 )
 from s2d.report.summary import delta_html, headline_tiles, summary_table
+from s2d.report.support import support_legend
 from s2d.report.trials import trials_section
 
 ASSETS = Path(__file__).parent
@@ -84,11 +85,15 @@ def write_report(path: Path, content: ReportContent, max_mb: float = DEFAULT_MAX
         tiles=headline_tiles(content.results),
         notes="".join(f'<p class="note">{escape(note)}</p>' for note in notes),
         kept=_kept_strip(kept),
+        top_view=_top_view(content.top_view),
+        legend=support_legend() if "support" in _columns(content.views) else "",
         hero_numbers=_gain_chart(content),
         hero_hidden="" if shown else "hidden",
         summary=summary_table(content.results),
         trials=trials,
-        views="".join(_view_row(view, encoded[view.name], view is _hero(shown)) for view in _worst_first(shown)),
+        views="".join(
+            _view_row(view, encoded[view.name], view is _hero(shown), _columns(content.views)) for view in _worst_first(shown)
+        ),
         filters=_filters(shown),
         charts=_charts(content),
         settings=_settings(content),
@@ -165,9 +170,24 @@ def _kept_strip(kept: dict[str, str]) -> str:
     )
 
 
-def _view_row(view: ViewRecord, uris: dict[str, str], hero: bool) -> str:
+def _top_view(picture: Path | None) -> str:
+    if picture is None:
+        return ""
+    return (
+        '<h2>Where the views stand</h2><div class="card from-above">'
+        f'<img src="{_data_uri(picture)}" alt="cameras from above"></div>'
+    )
+
+
+def _columns(views: Sequence[ViewRecord]) -> dict[str, str]:
+    """The columns of the page: support has one only where it was asked for."""
+    has_support = any("support" in view.images for view in views)
+    return {key: title for key, title in COLUMN_TITLES.items() if key != "support" or has_support}
+
+
+def _view_row(view: ViewRecord, uris: dict[str, str], hero: bool, columns: dict[str, str]) -> str:
     figures = []
-    for column, title in COLUMN_TITLES.items():
+    for column, title in columns.items():
         if column not in uris:
             figures.append(f'<figure><div class="empty">no {title.lower()}</div></figure>')
             continue
@@ -183,7 +203,7 @@ def _view_row(view: ViewRecord, uris: dict[str, str], hero: bool) -> str:
         f'<section class="view card" data-name="{escape(view.name)}" data-role="{" ".join(view.roles)}" data-hero="{int(hero)}" '
         f'data-final="{"" if final is None else f"{final:.4f}"}" data-gain="{"" if view.gain is None else f"{view.gain:.4f}"}">'
         f'<h3>{escape(view.name)} <span class="role">{" + ".join(view.roles)}</span> <span class="delta">{gain}</span>'
-        f'<button>Compare</button></h3><div class="row" style="--columns: {len(COLUMN_TITLES)}">{"".join(figures)}</div></section>'
+        f'<button>Compare</button></h3><div class="row" style="--columns: {len(columns)}">{"".join(figures)}</div></section>'
     )
 
 

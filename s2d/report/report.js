@@ -17,6 +17,7 @@ document.getElementById("theme").addEventListener("click", () => {
 // Mean absolute difference over the channels, black → red → yellow → white at 0.3; pixels that show nothing stay grey.
 const FULL_SCALE = 0.3;
 const ready = (image) => (image.complete ? undefined : image.decode());
+const hasError = (image) => !["truth", "support"].includes(image.dataset.column);
 const imageOf = (view, column) => view.querySelector(`img.source[data-column="${column}"]`);
 
 function pixelsOf(image, width, height) {
@@ -56,7 +57,7 @@ async function paintErrors(view) {
   if (!showErrors || !truth) return;
   await ready(truth);
   for (const image of view.querySelectorAll("img.source")) {
-    if (image === truth) continue;
+    if (!hasError(image)) continue;
     await ready(image);
     if (showErrors && !image.parentElement.querySelector("canvas")) image.parentElement.append(errorMap(image, truth));
   }
@@ -126,7 +127,7 @@ class Compare {
       const column = this.choose[side].value, image = imageOf(view, column);
       const pane = this.stage.querySelector(`.pane.${side}`);
       await ready(image);
-      if (errors && image !== truth) {
+      if (errors && hasError(image)) {
         await ready(truth);
         pane.replaceChildren(errorMap(image, truth));
       } else {

@@ -22,6 +22,12 @@ from s2d.strategies.blend_weights import blend_weights
 EVERY = (
     10  # steps between two samples: a share needs no more, and each costs a render and its way back
 )
+# What each level of support is painted with: vermilion, yellow, blue, which colour-blind eyes tell apart too.
+LEVELS = (
+    ("made up", (0.84, 0.37, 0.0)),
+    ("one photo", (0.94, 0.89, 0.26)),
+    ("two photos or more", (0.0, 0.45, 0.70)),
+)
 # Sum of blending weights, in pixels, from which on a photo sees a Gaussian: half a pixel.
 MIN_SEEN = 0.5
 
@@ -68,21 +74,30 @@ class Support:
         self.weights = state["weights"].to(self.weights.device, copy=True)
 
 
+def support_colours(
+    support: Tensor,  # [N]
+) -> Tensor:
+    """Colour of each Gaussian by what holds it up, `LEVELS` at 0, 1, and 2 and more, mixed in between. [N, 3]"""
+    none, one, more = (torch.tensor(colour, device=support.device) for _, colour in LEVELS)
+    level = support.clamp(0, 2)[:, None]
+    return torch.where(
+        level < 1, torch.lerp(none, one, level), torch.lerp(one, more, level.clamp(min=1) - 1)
+    )
+
+
 def draw_support(
     gaussians: Gaussians,
     support: Tensor,  # [N]
     camera: Cameras,
 ) -> Tensor:
-    """Paint a view by what holds it up: red made up, yellow one photo, green two and more; black where nothing is drawn. [H, W, 3]"""
-    level = support.clamp(0, 2)
-    colours = torch.stack([(2 - level).clamp(max=1), level.clamp(max=1), 0 * level], -1)
+    """Paint a view by what holds it up, see `support_colours`; black where nothing is drawn. [H, W, 3]"""
     values = gaussians.detached()
     painted = Gaussians(
         values.means,
         values.log_scales,
         values.quats,
         values.opacity_logits,
-        rgb_to_sh0(colours)[:, None],
+        rgb_to_sh0(support_colours(support))[:, None],
         values.shN[:, :0],
     )
     return rasterize(painted, camera).rgb.squeeze(0)

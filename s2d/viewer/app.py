@@ -13,6 +13,7 @@ from s2d.geometry import invert_rigid, quat_to_rotation, rotation_to_quat, up_ax
 from s2d.images import read_image, resize_image
 from s2d.scene import Scene
 from s2d.sh import sh0_to_rgb
+from s2d.strategies.support import LEVELS, support_colours
 from s2d.viewer.folder import NEWEST, ModelFolder
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ logger = logging.getLogger("s2d.viewer")
 KEPT_COLOUR, NOVEL_COLOUR = (40, 120, 255), (160, 160, 160)
 THUMBNAIL_WIDTH, PICTURE_WIDTH = 160, 480  # photos in the scene, pictures in the panel
 MAX_GAUSSIANS = 400_000  # what a browser sorts smoothly; of more, those that cover most are sent
+PHOTO, SUPPORT = "as photographed", "by support"
+LEGEND = "  \n".join(
+    f'<span style="color: rgb({", ".join(f"{255 * c:.0f}" for c in colour)})">■</span> {name}'
+    for name, colour in LEVELS
+)
 NO_PICTURE = np.zeros((2, 2, 3), np.uint8)
 
 
@@ -39,12 +45,14 @@ class Viewer:
             ) from error
         self.folder, self.photos = folder, photos
         self.cameras = None
-        self._shown: tuple[str, Path, float] | None = None
+        self._shown: tuple[str, Path, float, str] | None = None
         self._frusta: dict[str, viser.CameraFrustumHandle] = {}
         self.server = viser.ViserServer(host=host, port=port, label="S2D", verbose=False)
         gui = self.server.gui
         self.status = gui.add_markdown("Waiting for the first checkpoint …")
         self.what = gui.add_dropdown("Show", (NEWEST,))
+        self.colours = gui.add_dropdown("Colours", (PHOTO, SUPPORT))
+        self.legend = gui.add_markdown("")
         self.frusta = gui.add_checkbox("Cameras", True)
         self.frusta.on_update(lambda _: self._hide_frusta(None))
         self.view = gui.add_dropdown("View", ("none",))
@@ -70,27 +78,38 @@ class Viewer:
             if choices and tuple(choices) != tuple(self.what.options):
                 self.what.options = tuple(choices)
             path = choices.get(self.what.value)
-            if path is None or (self.what.value, path, path.stat().st_mtime) == self._shown:
+            wanted = (self.what.value, path, path and path.stat().st_mtime, self.colours.value)
+            if path is None or wanted == self._shown:
                 return
-            self._shown = (self.what.value, path, path.stat().st_mtime)
+            self._shown = wanted
             gaussians, words = self.folder.load(self.what.value)
+            support = None
+            if self.colours.value == SUPPORT:
+                support = self.folder.support(self.what.value, gaussians.num)
         except (FileNotFoundError, ValueError) as error:
             logger.debug("not readable just now: %s", error)  # a training is replacing it
             return
         self.status.content = f"**{self.what.value}**: {words}, {gaussians.num:,} Gaussians"
-        self._send(gaussians)
+        self.legend.content = LEGEND if support is not None else ""
+        if self.colours.value == SUPPORT and support is None:
+            self.legend.content = "Not known here: only stages that were run with `--support` know it, once they have finished."
+        self._send(gaussians, support)
 
-    def _send(self, gaussians: Gaussians) -> None:
+    def _send(self, gaussians: Gaussians, support: Tensor | None = None) -> None:
         opacities = torch.sigmoid(gaussians.opacity_logits)
         covers = opacities.log() + gaussians.log_scales.sum(1) / 1.5  # two of three axes are seen
         chosen = covers.topk(min(gaussians.num, MAX_GAUSSIANS)).indices
         scales = gaussians.log_scales[chosen].exp()
+        if support is None:
+            colours = sh0_to_rgb(gaussians.sh0[:, 0]).clamp(0, 1)
+        else:
+            colours = support_colours(support)
         half = quat_to_rotation(gaussians.quats[chosen]) * scales[:, None, :]
         self.server.scene.add_gaussian_splats(
             "/gaussians",
             centers=gaussians.means[chosen].numpy(),
             covariances=(half @ half.mT).numpy(),
-            rgbs=sh0_to_rgb(gaussians.sh0[chosen, 0]).clamp(0, 1).numpy(),
+            rgbs=colours[chosen].numpy(),
             opacities=opacities[chosen, None].numpy(),
         )
 

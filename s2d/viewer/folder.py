@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians, load_checkpoint
 from s2d.layers.levels import gaussians_of_level
 from s2d.layers.manifest import MANIFEST, load_levels
-from s2d.model_folder import render_name
+from s2d.model_folder import point_cloud_name, render_name
+from s2d.ply_io import read_support
 from s2d.stage_folders import SCRATCH, partial_dir
 
 NEWEST = "newest"
@@ -59,6 +62,20 @@ class ModelFolder:
             return Gaussians.load_ply(path), path.name
         checkpoint = load_checkpoint(path)
         return checkpoint.gaussians.detached(), f"step {checkpoint.step:,}"
+
+    def support(self, name: str, num: int) -> Tensor | None:
+        """What holds up each of the `num` Gaussians of one of `choices`; None where no splat tells (training, or made without --support). [N]"""
+        path = self.choices()[name]
+        if (
+            path.suffix == ".pth"
+        ):  # of a finished stage: the splat of the same step has the same rows
+            step = path.stem.removeprefix("chkpnt").removeprefix("_stage1_")
+            path = self.source / point_cloud_name(step)
+        if path.suffix != ".ply" or not path.is_file():
+            return None
+        found = read_support(path)
+        # A splat may have a backdrop behind the checkpoint's rows.
+        return found[:num] if found is not None and len(found) >= num else None
 
     def cameras(self) -> tuple[Cameras, int] | None:
         """Kept and novel cameras, and how many are kept; None until stage 1 knows them."""
