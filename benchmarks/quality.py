@@ -8,7 +8,7 @@ Writes  OUT_DIR/<scene>_<kept>_s<seed>/base, …/<variant>: model folders, and s
 
 Example
     python tools/benchmark.py quality                                             # days on 2 cores: all scenes, 3 6 9 kept, 2 seeds
-    python tools/benchmark.py quality --scale 0.25 --max-side 320 --last-stage 1 --scenes fern fox --keep 3 --only dropout depth
+    python tools/benchmark.py quality --scale 0.25 --max-side 320 --last-stage 1 --scenes fern fox --keep 3 --only dropout_strong depth
 """
 
 from __future__ import annotations
