@@ -44,6 +44,7 @@ LAYERS = [
         "fixed_views",
         "backdrop",
         "layers",
+        "hier",
         "strategies",
     },
     {"scoring", "report", "export", "viewer"},
