@@ -21,7 +21,9 @@ class HierConfig:
     stem_stride: int
     """1: convolutions at full resolution. 2: none there; the finest level packs 2 x 2 pixels into channels."""
     attention_blocks: int
-    """Blocks of the cross-view transformer (on the coarsest features)."""
+    """Blocks of the cross-view transformer."""
+    attention_stride: int
+    """Pixels per cell of the grid that the transformer runs on: 4, the coarsest level's, or a multiple."""
     num_hypotheses: int
     """Depths that the plane sweep tries, uniform in inverse depth."""
     sweep_widths: tuple[int, ...]
@@ -69,7 +71,7 @@ class HierConfig:
             stride * 2 ** (len(widths) - 1)
             for stride, widths in zip(self.work_strides, self.refine_widths, strict=True)
         )
-        windows = STRIDES[0] * 2  # the transformer cuts the coarsest grid into 2 x 2 windows
+        windows = self.attention_stride * 2  # the transformer cuts its grid into 2 x 2 windows
         return max(sweep, windows, *refine)  # all are powers of two
 
     @staticmethod
@@ -112,6 +114,7 @@ _NAMED = {
         widths=(64, 32, 24),
         stem_stride=2,
         attention_blocks=2,
+        attention_stride=8,
         num_hypotheses=32,
         sweep_widths=(64, 96, 96),
         refine_widths=((64, 96, 96), (32, 64), (32, 48)),
@@ -125,6 +128,7 @@ _NAMED = {
         widths=(128, 64, 32),
         stem_stride=1,
         attention_blocks=6,
+        attention_stride=4,
         num_hypotheses=128,
         sweep_widths=(128, 128, 128),
         refine_widths=((128,) * 5, (64,) * 5, (32,) * 5),
@@ -137,6 +141,7 @@ _NAMED = {
         widths=(16, 12, 8),
         stem_stride=2,
         attention_blocks=1,
+        attention_stride=8,
         num_hypotheses=16,
         sweep_widths=(16, 16),
         refine_widths=((16, 16), (12, 12), (8, 8)),
