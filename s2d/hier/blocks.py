@@ -104,3 +104,9 @@ def upsampled(x: Tensor, factor: int) -> Tensor:
 def reduced(x: Tensor, factor: int) -> Tensor:
     """Shrink maps [M, C, h, w] by averaging areas."""
     return x if factor == 1 else F.avg_pool2d(x, factor)
+
+
+def padded(images: Tensor, multiple: int) -> Tensor:
+    """Continue pictures [M, 3, H, W] below and on the right until their sides are multiples of `multiple`; intrinsics stay valid."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")

@@ -5,11 +5,10 @@ levels: render what there is into the context views, feed the error on, fade old
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2d.hier.attention import CrossViewTransformer
-from s2d.hier.blocks import reduced, upsampled
+from s2d.hier.blocks import padded, reduced, upsampled
 from s2d.hier.config import NUM_LEVELS, STRIDES, HierConfig
 from s2d.hier.decode import GaussianGrid, decode, flatten, num_raw, scaled_Ks
 from s2d.hier.dino import CONTEXT_WIDTH, DinoContext
@@ -130,9 +129,3 @@ class HierModel(nn.Module):
             old = torch.cat([parameters[:, :, :-1], grid.opacities[:, :, None]], 2)
             result.append(grid.faded(self.fading(old, new, error).to(old.dtype)))
         return result
-
-
-def padded(images: Tensor, multiple: int) -> Tensor:
-    """Continue pictures [M, 3, H, W] below and on the right until their sides are multiples of `multiple`; intrinsics stay valid."""
-    height, width = images.shape[-2:]
-    return F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")
