@@ -1,0 +1,80 @@
+"""Plane sweep: known depth is found, and what is compared is what a second computation of the geometry says."""
+
+import pytest
+import torch
+from hier_scenes import random_views, wall
+
+from s2d.geometry import project, unproject
+from s2d.hier.decode import scaled_Ks
+from s2d.hier.sweep import (
+    expected_inverse_depth,
+    inverse_depths,
+    patch_descriptors,
+    plane_sweep,
+)
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.5])
+@pytest.mark.parametrize("xs", [(-0.3, 0.3), (-0.3, 0.0, 0.3)])
+def test_the_depth_of_a_textured_wall_is_found(tilt, xs):
+    views, depth = wall(xs, tilt=tilt)
+    patches = patch_descriptors(views.images[0], 4)[None]
+    hypotheses = inverse_depths(views.near, views.far, 48)
+    scores = plane_sweep(patches, hypotheses, views.viewmats, scaled_Ks(views.Ks, 4))
+    inverse, confidence = expected_inverse_depth(40 * scores, hypotheses)
+    truth = 1 / depth[:, :, 2::4, 2::4]  # a cell's centre is the corner of its middle pixels
+    # Cells that every camera sees; the outer columns are in one picture only.
+    error = ((inverse - truth).abs() / truth)[..., 1:-1, 4:-4]
+    spacing = float((hypotheses[0, 0, 1] - hypotheses[0, 0, 0]) / truth.mean())
+    assert error.median() < spacing
+    assert (error < 3 * spacing).float().mean() > 0.9
+    assert confidence.min() > 1 / 48
+
+
+def test_scores_are_inner_products_at_projected_places(generator):
+    views = random_views(generator, 1, 3, 10, 12, torch.float64)
+    features = torch.randn(1, 3, 5, 10, 12, generator=generator, dtype=torch.float64)
+    hypotheses = torch.tensor([[[0.2, 0.31]] * 3], dtype=torch.float64)
+    scores = plane_sweep(features, hypotheses, views.viewmats, views.Ks)
+    for d in range(2):
+        for v in range(3):
+            depth = torch.full((10, 12), 1 / float(hypotheses[0, v, d]), dtype=torch.float64)
+            points = unproject(depth, views.Ks[0, v], views.viewmats[0, v])
+            total, count = torch.zeros(10, 12).double(), torch.zeros(10, 12).double()
+            for other in {0, 1, 2} - {v}:
+                xy, _ = project(points, views.Ks[0, other], views.viewmats[0, other])
+                inside = (xy > 0).all(-1) & (xy[..., 0] < 12) & (xy[..., 1] < 10)
+                found = _bilinear(features[0, other], xy)  # [C, H, W]
+                total += inside * (found * features[0, v]).sum(0)
+                count += inside
+            expected = total / count.clamp(min=1)
+            # measured 3e-15
+            assert torch.allclose(scores[0, v, d], expected, atol=1e-12)
+
+
+def _bilinear(picture, xy):
+    """Sample [C, H, W] at [h, w, 2], pixel by pixel; what is beyond the last centre is that centre's value."""
+    height, width = picture.shape[-2:]
+    x, y = (xy - 0.5).unbind(-1)
+    result = 0
+    for i in (0, 1):
+        for j in (0, 1):
+            column, row = x.floor() + i, y.floor() + j
+            weight = (1 - (x - column).abs()) * (1 - (y - row).abs())
+            value = picture[:, row.long().clamp(0, height - 1), column.long().clamp(0, width - 1)]
+            result = result + weight * value
+    return result
+
+
+def test_descriptors_are_the_same_for_a_turned_up_exposure(generator):
+    images = torch.rand(1, 3, 32, 32, generator=generator)
+    # measured 0.9991: the floor of contrast counts less in the brighter picture
+    same = (patch_descriptors(images, 4) * patch_descriptors(0.1 + 0.5 * images, 4)).sum(1)
+    assert same.min() > 0.99
+    assert patch_descriptors(torch.full((1, 3, 16, 16), 0.5), 4).abs().max() < 1e-6
+
+
+def test_one_view_has_no_depth(generator):
+    views = random_views(generator, 1, 1, 8, 8)
+    with pytest.raises(ValueError, match="at least 2 views"):
+        plane_sweep(torch.rand(1, 1, 4, 8, 8), torch.rand(1, 1, 3), views.viewmats, views.Ks)
