@@ -33,7 +33,7 @@ class AttentionLayer(nn.Module):
             self.norm2 = nn.LayerNorm(width)
 
     def forward(self, source: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """source [..., n, C], target [..., m, C], mask [windows, n, m], which is added to the scores. -> [..., n, C]"""
+        """source [..., n, C], target [..., m, C], mask [windows, n, m], true where a token may look. -> [..., n, C]"""
         message = F.scaled_dot_product_attention(
             self.q_proj(source), self.k_proj(target), self.v_proj(target), attn_mask=mask
         )
@@ -107,7 +107,7 @@ def _positions(like: Tensor, height: int, width: int) -> Tensor:
 
 
 def _shift_mask(like: Tensor, height: int, width: int, shift: tuple[int, int]) -> Tensor:
-    """Keep tokens apart that a shifted window holds from opposite edges of the picture. [windows, n, n]: 0 or minus infinity"""
+    """Keep tokens apart that a shifted window holds from opposite edges of the picture. [windows, n, n] bool"""
     region = torch.zeros(WINDOWS * height, WINDOWS * width, device=like.device, dtype=torch.long)
     region[-height:, :] += 1
     region[-shift[0] :, :] += 1
@@ -115,5 +115,4 @@ def _shift_mask(like: Tensor, height: int, width: int, shift: tuple[int, int]) -
     region[:, -shift[1] :] += 3
     windows = region.unflatten(1, (WINDOWS, width)).unflatten(0, (WINDOWS, height))
     ids = windows.permute(0, 2, 1, 3).flatten(2, 3).flatten(0, 1)  # [windows, n]
-    apart = ids[:, :, None] != ids[:, None, :]
-    return torch.zeros_like(apart, dtype=like.dtype).masked_fill(apart, float("-inf"))
+    return ids[:, :, None] == ids[:, None, :]

@@ -50,9 +50,10 @@ class HierConfig:
         if self.stem_stride not in (1, 2):
             raise ValueError(f"HierConfig: stem_stride must be 1 or 2, got {self.stem_stride}.")
         levels = self.gaussian_levels
-        if not levels or list(levels) != sorted(set(levels) & set(range(NUM_LEVELS))):
+        known = sorted(set(levels) & set(range(NUM_LEVELS)))
+        if list(levels) != known or NUM_LEVELS - 1 not in known:
             raise ValueError(
-                f"HierConfig: gaussian_levels must be ascending levels of 0 to {NUM_LEVELS - 1}, got {levels}."
+                f"HierConfig: gaussian_levels must be ascending levels of 0 to {NUM_LEVELS - 1} that end with the finest, got {levels}."
             )
         check_range("sh_degree", self.sh_degree, low=0, high=3)
         check_range("num_hypotheses", self.num_hypotheses, low=2)

@@ -71,5 +71,5 @@ class Fading(nn.Module):
             # One group: mean and deviation over all Gaussians and channels of a scene, as published; no view has a part of its own.
             both = F.gelu(F.group_norm(layer(both), 1))
         gate = error.reshape(num_scenes, 1, -1)
-        weights = self.weight(F.gelu(self.third(both * gate))).sigmoid()
+        weights = self.weight(F.gelu(self.third(both * gate))).to(old.dtype).sigmoid()
         return weights.reshape(num_scenes, num_views, height, width)

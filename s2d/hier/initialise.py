@@ -34,8 +34,8 @@ SURPLUS = 3.0
 NUM_NEIGHBOURS = 2
 # Relative difference of depth up to which two views mean the same surface.
 SAME_SURFACE = 0.04
-# What is fainter believes in no surface.
-BELIEVED_OPACITY = 0.3
+# What is fainter believes in no surface; depth that is guessed has 0.5.
+BELIEVED_OPACITY = 0.6
 
 
 @dataclass
@@ -46,6 +46,8 @@ class HierStart:
     """The rows that each level adds, with their opacities at that level."""
     opacities: list[Tensor | None]
     """Per level, logits of the rows below at that level; None for the first."""
+    level_ids: list[int]
+    """Which of the model's levels each is."""
 
     @property
     def gaussians(self) -> Gaussians:
@@ -59,11 +61,11 @@ class HierStart:
     def levels(self) -> Tensor:
         """The level of each row. [N] int64"""
         counts = torch.tensor([part.num for part in self.parts])
-        return torch.arange(len(self.parts)).repeat_interleave(counts)
+        return torch.tensor(self.level_ids).repeat_interleave(counts)
 
     def save(self, folder: Path) -> Levels:
         """Write them as levels that stage 3's layers can start from (docs/data_formats.md)."""
-        rescales = [1 / stride for stride in STRIDES[: len(self.parts)]]
+        rescales = [1 / STRIDES[level] for level in self.level_ids]
         return write_levels(folder, self.parts, self.opacities, rescales)
 
 
@@ -117,8 +119,8 @@ def hier_start(
     else:
         views = kept_views(kept, points, common_size(kept, min(pixels, MODEL_PIXELS)))
         rows = _predicted(kept, points, views, weights, device)
-    agreed = rows.pick(_agreed(rows, views))
-    return _start(agreed, max_gaussians, sh_degree)
+    contradicted, rows.confirmed = _compared(rows, views)
+    return _start(rows.pick(contradicted <= rows.confirmed), max_gaussians, sh_degree)
 
 
 @dataclass
@@ -129,6 +131,7 @@ class _Rows:
     levels: Tensor  # [N]
     views: Tensor  # [N] row of the kept views
     opacities: Tensor  # [N, levels]: at each level; 0 where the row is of a later one
+    confirmed: Tensor  # [N] number of other views that have the same surface
 
     @staticmethod
     def of(
@@ -142,10 +145,11 @@ class _Rows:
                 for count in last.levels.bincount(minlength=NUM_LEVELS)
             ]
         )
-        opacities = torch.zeros(last.num, len(found))
-        for number, level in enumerate(found):
-            opacities[: level.num, number] = level.opacities[0]
-        rows = _Rows(last.scene(0).detached(), last.levels, of_view, opacities)
+        opacities = torch.zeros(last.num, NUM_LEVELS)
+        for level in found:
+            opacities[: level.num, int(level.levels[-1])] = level.opacities[0]
+        unknown = torch.zeros(last.num, dtype=torch.long)
+        rows = _Rows(last.scene(0).detached(), last.levels, of_view, opacities, unknown)
         return rows.pick(torch.isin(of_view, torch.tensor(wanted)))
 
     def pick(self, chosen: Tensor) -> _Rows:
@@ -154,6 +158,7 @@ class _Rows:
             self.levels[chosen],
             self.views[chosen],
             self.opacities[chosen],
+            self.confirmed[chosen],
         )
 
     @staticmethod
@@ -163,7 +168,7 @@ class _Rows:
             concatenate([part.gaussians for part in parts]),
             *(
                 torch.cat([getattr(part, name) for part in parts])
-                for name in ("levels", "views", "opacities")
+                for name in ("levels", "views", "opacities", "confirmed")
             ),
         )
         return whole.pick(whole.levels.argsort(stable=True))
@@ -198,12 +203,12 @@ def _predicted(
     return _Rows.joined(parts)
 
 
-def _agreed(rows: _Rows, views: Views) -> Tensor:
-    """Which rows stand in front of the surface of no more views than they agree with. [N] bool
+def _compared(rows: _Rows, views: Views) -> tuple[Tensor, Tensor]:
+    """Count for each row the other views whose surface it stands in front of, and those whose surface it is. [N], [N]
 
     A view's surface is its own finest rows, cell by cell. Behind a surface is no contradiction: it may be hidden.
     """
-    own = (rows.levels[:, None] == rows.levels.max()) & (
+    own = (rows.levels[:, None] == NUM_LEVELS - 1) & (
         rows.views[:, None] == torch.arange(views.num_views)
     )
     contradicted = torch.zeros(len(rows.levels), dtype=torch.long)
@@ -222,30 +227,32 @@ def _agreed(rows: _Rows, views: Views) -> Tensor:
         known = inside & (there > 0)
         contradicted += known & (depth < there * (1 - SAME_SURFACE))
         confirmed += known & ((depth - there).abs() <= there * SAME_SURFACE)
-    return contradicted <= confirmed
+    return contradicted, confirmed
 
 
 def _start(rows: _Rows, max_gaussians: int, sh_degree: int) -> HierStart:
     """Thin every level by the same share, and let what is left grow so that surfaces stay closed."""
     share = min(1.0, max_gaussians / len(rows.levels))
+    level_ids = rows.levels.unique().tolist()
     parts, kept_opacities = [], []
-    for level in range(rows.opacities.shape[1]):
+    for level in level_ids:
         members = torch.nonzero(rows.levels == level)[:, 0]
         budget = max(1, int(share * len(members)))
         means = rows.gaussians.means[members]
         chosen = members[thin_points(means, budget, rows.opacities[members, -1])]
         part = _with_degree(pick_rows(rows.gaussians, chosen), sh_degree)
-        # On a surface n times fewer Gaussians are each n times larger in area.
-        grown = 0.5 * torch.log(torch.tensor(len(members) / len(chosen)))
+        # On a surface n times fewer Gaussians have each n times the area; of those that lie on each other, one is enough.
+        copies = 1 + rows.confirmed[members].float().mean()
+        grown = 0.5 * torch.log((len(members) / len(chosen) / copies).clamp(min=1))
         logits = torch.logit(rows.opacities[chosen], eps=OPACITY_MARGIN)
         parts.append(
             replace(part, log_scales=part.log_scales + grown, opacity_logits=logits[:, level])
         )
         kept_opacities.append(logits)
     below: list[Tensor | None] = [None]
-    for level in range(1, len(parts)):
-        below.append(torch.cat([logits[:, level] for logits in kept_opacities[:level]]))
-    return HierStart(parts, below)
+    for number, level in list(enumerate(level_ids))[1:]:
+        below.append(torch.cat([logits[:, level] for logits in kept_opacities[:number]]))
+    return HierStart(parts, below, level_ids)
 
 
 def _with_degree(gaussians: Gaussians, sh_degree: int) -> Gaussians:

@@ -127,5 +127,5 @@ class HierModel(nn.Module):
         result = []
         for grid, parameters in zip(grids, described, strict=True):
             old = torch.cat([parameters[:, :, :-1], grid.opacities[:, :, None]], 2)
-            result.append(grid.faded(self.fading(old, new, error).to(old.dtype)))
+            result.append(grid.faded(self.fading(old, new, error)))
         return result

@@ -136,7 +136,8 @@ class Refinement(nn.Module):
         raw = F.pixel_shuffle(self.gaussians(torch.cat([hidden, features, pictures], 1)), self.pack)
         delta, opacity = F.pixel_shuffle(self.surface(hidden), self.pack).chunk(2, 1)
         place = self._moved(_at(place, delta.shape[-2:]), delta, limits)
-        return Refined(place, opacity[:, 0].sigmoid(), raw, hidden)
+        # In half precision a sigmoid would round to 1.
+        return Refined(place, opacity[:, 0].to(images.dtype).sigmoid(), raw, hidden)
 
     def _moved(self, place: Tensor, delta: Tensor, limits: Tensor) -> Tensor:
         """Correct the depth: not at the coarsest level, freely at the middle one, within a tenth at the finest."""

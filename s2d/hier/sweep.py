@@ -69,7 +69,7 @@ def plane_sweep(
             padding_mode="border",  # what lies outside is masked; at the rim the nearest value is the best
             align_corners=False,
         ).reshape(num_scenes, num_views, channels, num, height, width)
-        total = total + seen * torch.einsum("bvcdhw,bvchw->bvdhw", warped, features)
+        total = total + seen * (warped * features[:, :, :, None]).sum(2)
         count = count + seen
     return total / count.clamp(min=1)
 
