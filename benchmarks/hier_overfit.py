@@ -52,7 +52,7 @@ def fit(model: HierModel, views: Views, steps: int, rate: float) -> list[float]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
         schedule.step()
-        psnr = [-10 * math.log10(float(error)) for error in errors]
+        psnr = [-10 * math.log10(error.item()) for error in errors]
         if step % 25 == 0 or step == steps - 1:
             seconds = (time.process_time() - start) / (step + 1)
             levels = "  ".join(f"{value:.2f}" for value in psnr)

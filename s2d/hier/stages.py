@@ -83,6 +83,7 @@ class Refinement(nn.Module):
         super().__init__()
         self.level = level
         self.pack = config.work_strides[level] // STRIDES[level]
+        self.step = 1 / config.num_hypotheses  # what a correction of 1 means in `place`
         width = config.widths[level]
         widths = config.refine_widths[level]
         self.own = nn.Conv2d(width, width, 3, padding=1)
@@ -144,7 +145,7 @@ class Refinement(nn.Module):
         if self.level == 0:
             return place
         if self.level == 1:
-            return (place + delta).clamp(0, 1)
+            return (place + delta * self.step).clamp(0, 1)
         low, high = limits[:, :, None, None, None].unbind(1)
         inverse = low + place * (high - low)
         inverse = inverse * (1 + FINEST_REACH * (2 * delta.sigmoid() - 1))
