@@ -193,9 +193,10 @@ def rotate_sh(
     degree = round(sh.shape[-2] ** 0.5) - 1
     if degree == 0:
         return sh
+    rotation = rotation.double()
     directions = _directions(rotation)
-    new = torch.linalg.pinv(sh_basis(directions, degree).double())  # [K, S]
-    old = sh_basis(directions @ rotation, degree).double()  # row d of d R is R⁻¹ d; [..., S, K]
+    new = torch.linalg.pinv(sh_basis(directions, degree))  # [K, S]
+    old = sh_basis(directions @ rotation, degree)  # row d of d R is R⁻¹ d; [..., S, K]
     matrix = (new @ old).to(sh.dtype)  # block diagonal, [..., K, K]
     return matrix @ sh
 

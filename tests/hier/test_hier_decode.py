@@ -42,7 +42,7 @@ def test_raw_zero_is_a_gaussian_of_its_pixels_colour_at_the_cells_centre(generat
         assert torch.allclose(rotation, c2w.expand_as(rotation), atol=1e-12)
     colours = views.images.reshape(1, 2, 3, 4, 2, 6, 2).mean((4, 6)).movedim(2, -1)
     assert torch.allclose(grid.sh[..., 0, :], rgb_to_sh0(colours))
-    assert grid.sh[..., 1:, :].abs().max() == 0
+    assert grid.sh[..., 1:, :].abs().max() < 1e-12  # measured 1e-16
 
 
 def test_offsets_stay_within_the_cell(generator):
@@ -102,7 +102,9 @@ def test_rows_are_level_major_then_view_by_view_and_cropped_to_the_picture(gener
 def test_a_render_does_not_depend_on_the_unit_of_the_world(generator):
     """The rasteriser's nearest depth, 0.2 units, would else hide scenes that are measured in kilometres."""
     views = random_views(generator, 1, 2, 16, 16)
-    grid = decoded(views, 2, 1, raw_scale=-1.0)
+    # No two at one depth: which of them is in front would be a matter of rounding.
+    depth = 4 + 2 * torch.rand(8, 8, generator=generator)
+    grid = decoded(views, 2, 1, raw_scale=-1.0, depth=depth)
     picture = render(flatten([grid], 16, 16), views)
     unit = 1e-3
     viewmats = views.viewmats.clone()
@@ -116,6 +118,7 @@ def test_a_render_does_not_depend_on_the_unit_of_the_world(generator):
         grid.sh,
         1,
     )
-    # measured 2e-6
-    assert torch.allclose(render(flatten([scaled], 16, 16), small), picture, atol=1e-4)
+    difference = (render(flatten([scaled], 16, 16), small) - picture).abs()
+    assert difference.mean() < 1e-5
+    assert difference.max() < 5e-3  # a Gaussian that just reaches a pixel or not: 1/255
     assert picture.max() > 0.1
