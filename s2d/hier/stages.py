@@ -18,8 +18,8 @@ from s2d.hier.sweep import expected_inverse_depth, inverse_depths, patch_descrip
 
 # The finest level may move a surface by this share of its inverse depth to each side, as published.
 FINEST_REACH = 0.1
-# Logits per unit of normalised cross-correlation at the start: the best of 32 hypotheses then wins clearly where the patch has contrast.
-PHOTOMETRIC_GAIN = 12.0
+# Logits per unit of normalised cross-correlation at the start: a difference of 0.1 is then a factor of 20.
+PHOTOMETRIC_GAIN = 30.0
 
 
 class CoarseDepth(nn.Module):
@@ -39,7 +39,9 @@ class CoarseDepth(nn.Module):
         # The scores themselves are the first guess; the network corrects them.
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
-        self.gains = nn.Parameter(torch.tensor([1.0, PHOTOMETRIC_GAIN][: self.num_volumes]))
+        gains = torch.tensor([1.0, PHOTOMETRIC_GAIN][: self.num_volumes])
+        # As a logarithm: an optimiser's steps are then shares of it.
+        self.log_gains = nn.Parameter(gains.log())
 
     def forward(
         self,
@@ -59,7 +61,7 @@ class CoarseDepth(nn.Module):
         seen = torch.cat([*volumes, features], 2).flatten(0, 1)
         correction = self.head(self.network(seen, images.shape[1])).unflatten(0, images.shape[:2])
         logits = correction + sum(
-            gain * volume for gain, volume in zip(self.gains, volumes, strict=True)
+            gain * volume for gain, volume in zip(self.log_gains.exp(), volumes, strict=True)
         )
         return expected_inverse_depth(logits, hypotheses)
 

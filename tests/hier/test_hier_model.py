@@ -16,6 +16,7 @@ from s2d.hier.config import HierConfig
 from s2d.hier.fusion import Fading
 from s2d.hier.gaussians import render
 from s2d.hier.model import HierModel
+from s2d.hier.pyramid import ImagePyramid
 
 NAMES = ("means", "log_scales", "quats", "opacities", "sh")
 
@@ -134,6 +135,24 @@ def test_levels_without_gaussians_only_refine_depth(generator):
     config = dataclasses.replace(HierConfig.named("tiny"), gaussian_levels=(2,))
     (only,) = HierModel(config)(random_views(generator, 1, 2, 16, 16))
     assert only.levels.tolist() == [2] * (2 * 16 * 16)
+
+
+def test_the_published_layout_works_at_full_resolution(generator):
+    """Convolutions at every stride, no descriptors, harmonics of degree 3, context added to the pyramid: `paper`, made narrow."""
+    config = dataclasses.replace(
+        HierConfig.named("tiny"), stem_stride=1, photometric=False, sh_degree=3, attention_stride=4
+    )
+    last = lively(config)(random_views(generator, 1, 2, 20, 16))[-1]
+    assert last.num == 2 * (5 * 4 + 10 * 8 + 20 * 16)
+    assert last.sh.shape[2] == 16
+    pyramid = ImagePyramid(config, context_width=6)
+    images = torch.rand(2, 3, 16, 32, generator=generator)
+    contexts = [torch.zeros(2, 6, 1, 2), torch.ones(2, 6, 1, 2)]
+    for width, stride, one, other in zip(
+        config.widths, (4, 2, 1), *(pyramid(images, context) for context in contexts), strict=True
+    ):
+        assert one.shape == (2, width, 16 // stride, 32 // stride)
+        assert (one - other).abs().max() > 1e-3
 
 
 def test_one_view_is_refused(generator):

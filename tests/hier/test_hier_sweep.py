@@ -21,13 +21,16 @@ def test_the_depth_of_a_textured_wall_is_found(tilt, xs):
     patches = patch_descriptors(views.images[0], 4)[None]
     hypotheses = inverse_depths(views.near, views.far, 48)
     scores = plane_sweep(patches, hypotheses, views.viewmats, scaled_Ks(views.Ks, 4))
-    inverse, confidence = expected_inverse_depth(40 * scores, hypotheses)
+    inverse, confidence = expected_inverse_depth(1000 * scores, hypotheses)  # the best one
     truth = 1 / depth[:, :, 2::4, 2::4]  # a cell's centre is the corner of its middle pixels
     # Cells that every camera sees; the outer columns are in one picture only.
     error = ((inverse - truth).abs() / truth)[..., 1:-1, 4:-4]
     spacing = float((hypotheses[0, 0, 1] - hypotheses[0, 0, 0]) / truth.mean())
+    print(
+        f"median error {error.median() / spacing:.2f}, 90 % {error.quantile(0.9) / spacing:.2f} hypotheses"
+    )
     assert error.median() < spacing
-    assert (error < 3 * spacing).float().mean() > 0.9
+    assert error.quantile(0.9) < 3 * spacing
     assert confidence.min() > 1 / 48
 
 
@@ -68,9 +71,11 @@ def _bilinear(picture, xy):
 
 def test_descriptors_are_the_same_for_a_turned_up_exposure(generator):
     images = torch.rand(1, 3, 32, 32, generator=generator)
-    # measured 0.9991: the floor of contrast counts less in the brighter picture
-    same = (patch_descriptors(images, 4) * patch_descriptors(0.1 + 0.5 * images, 4)).sum(1)
-    assert same.min() > 0.99
+    one, other = (patch_descriptors(x, 4) for x in (images, 0.1 + 0.5 * images))
+    assert torch.cosine_similarity(one, other).min() > 0.9999
+    # The floor of contrast makes weak patches short.
+    assert (other.norm(dim=1) < one.norm(dim=1)).all()
+    assert one.norm(dim=1).max() < 1
     assert patch_descriptors(torch.full((1, 3, 16, 16), 0.5), 4).abs().max() < 1e-6
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from s2d.hier.config import HierConfig
-from s2d.hier.dino import DinoContext
+from s2d.hier.dino import WIDTH, ContextBlock, DinoContext
 from s2d.hier.model import HierModel
 from s2d.hier.weights import _vit_tensors, load_info, load_model, load_released, save_model
 
@@ -69,7 +69,7 @@ def test_a_checkpoint_that_fits_nowhere_is_refused(tmp_path):
 
 
 def test_dino_v2s_own_names_are_those_of_transformers():
-    width = 768
+    width = WIDTH
     given = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1370, width),
@@ -98,9 +98,22 @@ def test_dino_v2s_own_names_are_those_of_transformers():
         }.items():
             given[f"blocks.{block}.{name}"] = shape
     with torch.device("meta"):
-        wanted = DinoContext().vit.state_dict()
+        context = DinoContext()
+        assert context(torch.rand(4, 3, 64, 128), 2).shape == (4, 64, 8, 16)
+        wanted = context.vit.state_dict()
         tensors = {f"encoder.dino.{name}": torch.empty(shape) for name, shape in given.items()}
     found = _vit_tensors(tensors)
     assert found.keys() == wanted.keys()
     for name, (_, tensor) in found.items():
         assert tensor.shape == wanted[name].shape, name
+
+
+def test_views_look_at_each_other_in_any_order(generator):
+    torch.manual_seed(0)
+    block = ContextBlock()
+    tokens = torch.randn(1, 3, 4, WIDTH, generator=generator)
+    with torch.no_grad():
+        straight, turned = block(tokens), block(tokens[:, [2, 0, 1]])
+        alone = block(torch.cat([tokens[:, :1], 0 * tokens[:, 1:]], 1))
+    assert torch.allclose(straight[:, [2, 0, 1]], turned, atol=1e-5)
+    assert (straight[:, 0] - alone[:, 0]).abs().max() > 1e-3
