@@ -55,9 +55,11 @@ class CoarseDepth(nn.Module):
         hypotheses = inverse_depths(near, far, self.num_hypotheses)
         volumes = [plane_sweep(features, hypotheses, viewmats, Ks) / features.shape[2] ** 0.5]
         if self.num_volumes == 2:
-            patches = patch_descriptors(images.flatten(0, 1), STRIDES[0])
-            patches = patches.unflatten(0, images.shape[:2])
-            volumes.append(plane_sweep(patches, hypotheses, viewmats, Ks))
+            cells, dense = (
+                x.unflatten(0, images.shape[:2])
+                for x in patch_descriptors(images.flatten(0, 1), STRIDES[0])
+            )
+            volumes.append(plane_sweep(cells, hypotheses, viewmats, Ks, dense))
         seen = torch.cat([*volumes, features], 2).flatten(0, 1)
         correction = self.head(self.network(seen, images.shape[1])).unflatten(0, images.shape[:2])
         logits = correction + sum(

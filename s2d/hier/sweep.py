@@ -33,6 +33,7 @@ def plane_sweep(
     hypotheses: Tensor,  # [B, V, D]
     viewmats: Tensor,  # [B, V, 4, 4]
     Ks: Tensor,  # [B, V, 3, 3]
+    sources: Tensor | None = None,  # [B, V, C, h', w']
 ) -> Tensor:
     """Score every depth of every pixel by the mean inner product of its features with those that other views have there.
 
@@ -43,6 +44,9 @@ def plane_sweep(
         hypotheses: Inverse depths (camera z) in each reference view. [B, V, D]
         viewmats: World to camera. [B, V, 4, 4]
         Ks: Pixels of h x w. [B, V, 3, 3]
+        sources: Unit vectors that the other views are looked up in instead, sampled at points from rim to rim of the picture on a grid of their own; what
+            lies between them is made a unit vector again. A finer grid finds depth between the cells: interpolating over a whole cell would
+            favour depths that lie on cells. [B, V, C, h', w']
 
     Returns:
         Scores. [B, V, D, h, w]
@@ -64,12 +68,16 @@ def plane_sweep(
                 hypotheses, viewmats, Ks, viewmats[:, other], Ks[:, other], height, width
             )
         warped = F.grid_sample(
-            features[:, other].flatten(0, 1),
+            (features if sources is None else sources)[:, other].flatten(0, 1),
             places.flatten(0, 1).flatten(1, 2).to(features.dtype),
             padding_mode="border",  # what lies outside is masked; at the rim the nearest value is the best
-            align_corners=False,
+            align_corners=sources
+            is not None,  # true: -1 and 1 are the first and the last point, not the edges of their pixels
         ).reshape(num_scenes, num_views, channels, num, height, width)
-        total = total + seen * (warped * features[:, :, :, None]).sum(2)
+        score = (warped * features[:, :, :, None]).sum(2)
+        if sources is not None:
+            score = score / warped.norm(dim=2).clamp(min=1e-6)
+        total = total + seen * score
         count = count + seen
     return total / count.clamp(min=1)
 
@@ -105,28 +113,29 @@ def _places(
 def patch_descriptors(
     images: Tensor,  # [M, 3, H, W]
     stride: int,
-) -> Tensor:
-    """Describe the surroundings of every cell by a 5 x 5 patch of brightness at twice the resolution, without its mean, of unit length.
+) -> tuple[Tensor, Tensor]:
+    """Describe surroundings by 5 x 5 patches of brightness, without their mean, at the resolution of half-cells.
 
-    The inner product of two is their normalised cross-correlation, near 0 for patches without contrast: it needs no training.
+    A last channel holds the least contrast that counts; with it all descriptors are unit vectors. The inner product of two is close to the normalised
+    cross-correlation of their patches, and close to 1 where both are plain. It needs no training.
 
     Args:
         images: [M, 3, H, W] in [0, 1], H and W multiples of `stride`.
         stride: Pixels per cell along each axis, even.
 
     Returns:
-        [M, 25, H / stride, W / stride]
+        - of every cell, around its centre [M, 26, H / stride, W / stride]
+        - around every corner of half-cells, the picture's rim included: `sources` of `plane_sweep` [M, 26, 2 H / stride + 1, 2 W / stride + 1]
     """
     grey = reduced(images.mean(1, keepdim=True), stride // 2)
-    # Positions -2 … 2 around the corner that the four half-cells of a cell share would not be symmetric: blur to the cell's centre first.
-    centred = F.avg_pool2d(F.pad(grey, (0, 1, 0, 1), mode="replicate"), 2, 1)
-    rows = F.pad(centred, (2, 2, 2, 2), mode="replicate")
-    patches = F.unfold(rows, 5, stride=2).reshape(
-        len(images), 25, grey.shape[-2] // 2, grey.shape[-1] // 2
-    )
+    rows, columns = (side + 1 for side in grey.shape[-2:])
+    # Mean of the four half-cells at each corner: the centre of a cell is such a corner.
+    corners = F.avg_pool2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), 2, 1)
+    patches = F.unfold(F.pad(corners, (2, 2, 2, 2), mode="replicate"), 5)
     patches = patches - patches.mean(1, keepdim=True)
-    length = (patches.square().sum(1, keepdim=True) + 25 * MIN_CONTRAST**2).sqrt()
-    return patches / length
+    patches = F.pad(patches, (0, 0, 0, 1), value=5 * MIN_CONTRAST)
+    dense = F.normalize(patches, dim=1).unflatten(2, (rows, columns))
+    return dense[..., 1::2, 1::2], dense
 
 
 def expected_inverse_depth(
