@@ -22,6 +22,8 @@ HALF_CELL = -1.9
 BELIEVED_OPACITY, GUESSED_OPACITY = 0.9, 0.5
 # Confidence from which a depth is fully believed: stage 0's is 1 - exp(-views) times the match, about 0.3 for one good agreement.
 FULL_CONFIDENCE = 0.3
+# Five steps of an 8-bit picture.
+TOLERATED_ERROR = 0.02
 
 
 def analytic_levels(
@@ -80,10 +82,9 @@ def analytic_levels(
 
 
 def _fading(error: Tensor, stride: int) -> Tensor:
-    """Weights in (0, 1): mean error of a view over itself plus the error here, squared. [B, V, 3, H, W] -> [B, V, h, w]"""
+    """Weights in (0, 1]: 1 where nothing is wrong, a quarter at an error of TOLERATED_ERROR. [B, V, 3, H, W] -> [B, V, h, w]"""
     here = reduced(error.flatten(0, 1).mean(1, keepdim=True), stride)
-    usual = here.mean((2, 3), keepdim=True).clamp(min=1e-4)
-    weights = (usual / (usual + here)).square()
+    weights = (TOLERATED_ERROR / (TOLERATED_ERROR + here)).square()
     return weights[:, 0].unflatten(0, error.shape[:2])
 
 

@@ -58,7 +58,7 @@ def test_without_weights_it_looks_like_the_photos_and_layers_can_start_from_it(
     for name in (truth.NAMES[3], truth.NAMES[4]):
         picture = rasterize(gaussians, kept.cameras.select([name])).rgb[0]
         psnr = -10 * (picture.clamp(0, 1) - kept.image(name)).square().mean().log10()
-        assert psnr > 18  # measured TODO4
+        assert psnr > 21  # measured 22.9 and 23.1
 
     start.save(tmp_path / "layers")
     parts = initial_rows(tmp_path / "layers", 3, 1)
@@ -82,7 +82,7 @@ def test_what_stands_before_surfaces_that_others_believe_in_goes(tiny_scene, sta
     camera = kept.cameras.select([names[1]])
     nearest = [project(g.means, camera.Ks[0], camera.viewmats[0])[1] for g in (clean, cleaned)]
     floating = (nearest[1] < 0.7 * nearest[0].min()).sum()
-    assert floating <= 0.005 * cleaned.num  # of 1,400 wrong rows before; measured TODO5
+    assert floating == 0
 
 
 def test_with_weights_every_view_gives_its_own_rows(tiny_scene, stage0, tmp_path):
@@ -105,7 +105,7 @@ def test_ranges_hold_what_is_seen_and_neighbours_see_the_same(tiny_scene, stage0
     for v, (viewmat, lens) in enumerate(zip(viewmats, lenses, strict=True)):
         depth = exact_depth(viewmat, lens)
         inside = (depth > near[v]) & (depth < far[v])
-        assert inside.double().mean() > 0.97
+        assert inside.double().mean() > 0.97  # measured 1 in every view
     for v, others in enumerate(neighbours(kept, points, 2)):
         assert v not in others
         assert all(abs(v - other) <= 4 for other in others)  # on an arc, in order
