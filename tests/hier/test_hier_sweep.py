@@ -26,12 +26,10 @@ def test_the_depth_of_a_textured_wall_is_found(tilt, xs):
     # Cells that every camera sees; the outer columns are in one picture only.
     error = ((inverse - truth).abs() / truth)[..., 1:-1, 4:-4]
     spacing = float((hypotheses[0, 0, 1] - hypotheses[0, 0, 0]) / truth.mean())
-    print(
-        f"errors in hypotheses: {error.median() / spacing:.2f} {error.quantile(0.9) / spacing:.2f}"
-    )
-    assert error.median() < spacing
-    assert error.quantile(0.9) < 3 * spacing
-    assert confidence.min() > 1 / 48
+    # measured at most 0.30 and 0.87; 2.2 and 4.9 where the other views are looked up cell by cell
+    assert error.median() < 0.5 * spacing
+    assert error.quantile(0.9) < 1.2 * spacing
+    assert confidence[..., 1:-1, 4:-4].min() > 2 / 48
 
 
 def test_scores_are_inner_products_at_projected_places(generator):
