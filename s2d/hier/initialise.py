@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from s2d.depth_io import depth_path
 from s2d.gaussians import Gaussians, thin_points
 from s2d.geometry import project
 from s2d.hier.analytic import analytic_levels
@@ -109,6 +110,11 @@ def hier_start(
         ValueError: A single kept view with weights; too few points to know the range of depth.
     """
     points = read_points_ply(stage0_dir / "points.ply").points
+    if (
+        weights is None
+    ):  # a view whose depth nobody knows has nothing to give; with none at all, reading says so
+        known = [name for name in kept.names if depth_path(stage0_dir, name).is_file()]
+        kept = kept.subset(known) if known else kept
     rows_per_pixel = sum(1 / stride**2 for stride in STRIDES)
     pixels = SURPLUS * max_gaussians / (rows_per_pixel * len(kept))
     if weights is None:
