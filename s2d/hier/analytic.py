@@ -11,13 +11,11 @@ from torch import Tensor
 from s2d.checks import check_shape
 from s2d.hier.blocks import padded, reduced, upsampled
 from s2d.hier.config import NUM_LEVELS, STRIDES
-from s2d.hier.decode import GaussianGrid, decode, flatten, num_raw, scaled_Ks
+from s2d.hier.decode import START_SCALE, GaussianGrid, decode, flatten, num_raw, scaled_Ks
 from s2d.hier.fusion import context_error
 from s2d.hier.gaussians import HierGaussians
 from s2d.hier.views import Views
 
-# Raw scale whose Gaussian has a standard deviation of half a cell: sigmoid(-1.9) is 0.13.
-HALF_CELL = -1.9
 # Opacity of a cell whose depth is fully believed, and of one whose depth is a guess from its surroundings.
 BELIEVED_OPACITY, GUESSED_OPACITY = 0.9, 0.5
 # Confidence from which a depth is fully believed: stage 0's is 1 - exp(-views) times the match, about 0.3 for one good agreement.
@@ -65,7 +63,7 @@ def analytic_levels(
         place = (reduced(inverse * belief, stride) / weight)[:, 0].unflatten(0, shape)
         opacities = GUESSED_OPACITY + (BELIEVED_OPACITY - GUESSED_OPACITY) * weight
         raw = images.new_zeros(*shape, num_raw(sh_degree), *place.shape[-2:])
-        raw[:, :, 2:5] = HALF_CELL
+        raw[:, :, 2:5] = START_SCALE[level]
         grid = decode(
             raw,
             opacities[:, 0].unflatten(0, shape),

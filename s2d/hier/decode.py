@@ -23,6 +23,9 @@ from s2d.sh import rgb_to_sh0, sh_basis
 NUM_SHAPE = 2 + 3 + 4
 # Standard deviation in tenths of a footprint, as published: from 0.5 to 15. A footprint is two cell sides, so 0.1 to 3 cells.
 MIN_SIZE, SIZE_RANGE, SIZE_UNIT = 0.5, 14.5, 0.1
+# Raw scale that each level starts from: 0.53, 0.47 and 0.25 cells. With the 0.3 square pixels that the rasteriser blurs by, that is a variance of 0.3
+# square cells (0.36 at the finest level): neighbours just close the surface, and the picture stays sharp.
+START_SCALE = (-1.75, -1.92, -2.91)
 # View-dependent bands start small: degree l is damped by 0.1 · 0.25^l, as published.
 BAND_DAMPING, BAND_FALL = 0.1, 0.25
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from s2d.hier.blocks import UNet, reduced, upsampled
 from s2d.hier.config import STRIDES, HierConfig
-from s2d.hier.decode import num_raw
+from s2d.hier.decode import START_SCALE, num_raw
 from s2d.hier.pyramid import normalised
 from s2d.hier.sweep import expected_inverse_depth, inverse_depths, patch_descriptors, plane_sweep
 
@@ -110,8 +110,7 @@ class Refinement(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         with torch.no_grad():
-            # Standard deviation of half a cell: sigmoid(-1.9) is 0.13, and (0.5 + 14.5 · 0.13) / 10 of two sides 0.48.
-            self.gaussians[-1].bias.view(raw, cells)[2:5] = -1.9
+            self.gaussians[-1].bias.view(raw, cells)[2:5] = START_SCALE[level]
 
     def forward(
         self,

@@ -58,7 +58,7 @@ def test_without_weights_it_looks_like_the_photos_and_layers_can_start_from_it(
     for name in (truth.NAMES[3], truth.NAMES[4]):
         picture = rasterize(gaussians, kept.cameras.select([name])).rgb[0]
         psnr = -10 * (picture.clamp(0, 1) - kept.image(name)).square().mean().log10()
-        assert psnr > 21  # measured 22.9 and 23.1
+        assert psnr > 21  # measured 22.7 and 22.9
 
     start.save(tmp_path / "layers")
     parts = initial_rows(tmp_path / "layers", 3, 1)
