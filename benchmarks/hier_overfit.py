@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--side", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rate", type=float, default=4e-3)
     arguments = parser.parse_args()
     path = Path(os.environ.get("S2D_DATA", "")) / "hisplat" / "demo_example.pt"
