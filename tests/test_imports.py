@@ -45,6 +45,7 @@ LAYERS = [
         "backdrop",
         "layers",
         "novel",
+        "hier",
         "strategies",
     },
     {"scoring", "report", "export", "viewer"},
@@ -59,7 +60,7 @@ ONLY_IMPORTERS = {
     "native_build": {"guidance", "device"},
     "diffusers": {"fixer"},
     "peft": {"fixer"},
-    "transformers": {"fixer", "guidance"},
+    "transformers": {"fixer", "guidance", "hier"},
     "pi3": {"guidance"},  # visual geometry models: not in the requirements, docs/providers.md
     "vggt": {"guidance"},
     "mapanything": {"guidance"},
