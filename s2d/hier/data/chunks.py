@@ -174,8 +174,10 @@ def read_chunk_index(folder: Path) -> dict[str, str]:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}). Write it anew.") from error
-    if not isinstance(content, dict) or not content or not all(
-        isinstance(value, str) for value in content.values()
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(value, str) for value in content.values())
     ):
         raise ValueError(f"{path}: expected at least one line `scene: chunk file`.")
     return content
@@ -224,7 +226,9 @@ def _problem(chunk: object) -> str | None:
         if not isinstance(cameras, Tensor) or cameras.ndim != 2 or cameras.shape[1] != 18:
             return f"the cameras of scene {scene['key']} are not [N, 18]"
         if len(scene["images"]) != len(cameras):
-            return f"scene {scene['key']} has {len(scene['images'])} images and {len(cameras)} cameras"
+            return (
+                f"scene {scene['key']} has {len(scene['images'])} images and {len(cameras)} cameras"
+            )
         if not bool(torch.isfinite(cameras).all()) or not bool((cameras[:, :2] > 0).all()):
             return f"scene {scene['key']} has cameras that are not finite or without a focal length"
     return None

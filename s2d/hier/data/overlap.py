@@ -1,8 +1,8 @@
 """Which views of a capture look at the same things, from points that each of them is known to see.
 
-    overlap[i, j]   share of the points seen by view i that lie inside view j
-    angle[i, j]     median angle at those points between the rays to both cameras, degrees: how much parallax there is, and how unlike
-                    the two look; it also tells cameras on the same side of a thing from those on opposite sides
+overlap[i, j]   share of the points seen by view i that lie inside view j
+angle[i, j]     median angle at those points between the rays to both cameras, degrees: how much parallax there is, and how unlike
+                the two look; it also tells cameras on the same side of a thing from those on opposite sides
 """
 
 from collections.abc import Sequence
@@ -162,4 +162,8 @@ def evaluation_pairs(
 
 def _spread(items: Sequence, count: int) -> list:
     num = len(items)
-    return [items[(2 * k + 1) * num // (2 * count)] for k in range(count)] if count < num else list(items)
+    return (
+        [items[(2 * k + 1) * num // (2 * count)] for k in range(count)]
+        if count < num
+        else list(items)
+    )

@@ -31,7 +31,9 @@ from s2d.log import logger, progress
 from s2d.pairs.scenes import find_scenes
 from s2d.scene import Scene, prepare_scene
 
-MATCHING_SIDE = 320  # pixels: what overlaps shows in small pictures, and the number of features rules the time
+MATCHING_SIDE = (
+    320  # pixels: what overlaps shows in small pictures, and the number of features rules the time
+)
 # Of a sparse model: with fewer points per view it is taken for none.
 MIN_POINTS_PER_VIEW = 20
 
@@ -75,12 +77,9 @@ class PosedCapture:
 class PosedScenes:
     """Captures as a source of training samples (`samples.Source`)."""
 
+    name: str
     captures: Sequence[PosedCapture]
     sampler: PairSampler
-
-    @property
-    def name(self) -> str:
-        return "posed scenes"
 
     def __len__(self) -> int:
         return len(self.captures)
@@ -106,36 +105,25 @@ class PosedScenes:
         return f"{len(self)} posed scenes, {digest.hexdigest()[:16]}"
 
 
-def load_posed(
-    sources: Sequence[Path], cache_dir: Path, leave_out: Sequence[str] = ()
-) -> tuple[list[PosedCapture], list[PosedCapture]]:
-    """Load scenes, or folders of scenes.
+def load_posed(sources: Sequence[Path], cache_dir: Path) -> list[PosedCapture]:
+    """Load scenes, or folders of scenes, in name order.
 
     Args:
         sources: See `find_scenes`.
         cache_dir: For points that had to be matched, and for scenes whose photos need preparation (see `prepare_scene`).
-        leave_out: Names of scenes to set apart.
-
-    Returns:
-        - all other scenes, in name order
-        - those of `leave_out`
 
     Raises:
-        FileNotFoundError, ValueError: no scene, one that cannot be read, or a name in `leave_out` that no scene has.
+        FileNotFoundError, ValueError: no scene, or one that cannot be read.
     """
     found = dict(sorted(find_scenes(sources).items()))
-    if unknown := sorted(set(leave_out) - set(found)):
-        raise ValueError(
-            f"--exclude-scenes {unknown[0]}: no scene has that name. There are {', '.join(found)}."
-        )
-    parts: tuple[list[PosedCapture], list[PosedCapture]] = ([], [])
+    captures = []
     with progress(len(found), "scenes") as bar:
         for done, (name, source) in enumerate(found.items()):
             bar.update(done, scene=name)
             scene = prepare_scene(source, cache_dir / "prepared" / name)
-            parts[name in leave_out].append(posed_capture(name, scene, cache_dir / "points"))
+            captures.append(posed_capture(name, scene, cache_dir / "points"))
             bar.update(done + 1, scene=name)
-    return parts
+    return captures
 
 
 def posed_capture(key: str, scene: Scene, cache_dir: Path) -> PosedCapture:
@@ -180,9 +168,7 @@ def _seen_by_model(scene: Scene) -> list[Tensor]:
     sfm = scene.sfm
     if sfm is None:
         return [torch.zeros(0, 3)] * len(scene)
-    return [
-        sfm.points[sfm.point_ids[sfm.view_ids == view].unique()] for view in range(len(scene))
-    ]
+    return [sfm.points[sfm.point_ids[sfm.view_ids == view].unique()] for view in range(len(scene))]
 
 
 def _seen_by_matching(scene: Scene, cache: Path) -> list[Tensor]:

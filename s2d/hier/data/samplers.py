@@ -99,7 +99,9 @@ class ArbitrarySampler:
         rng: np.random.Generator,
     ) -> Pick | None:
         """See `Sampler`; None for a capture with fewer views than asked for."""
-        if len(capture) < max(num_context, 1 + max((*(self.context or ()), *(self.target or ()), 0))):
+        if len(capture) < max(
+            num_context, 1 + max((*(self.context or ()), *(self.target or ()), 0))
+        ):
             return None
         context = self.context or tuple(
             rng.choice(len(capture), num_context, replace=False).tolist()
