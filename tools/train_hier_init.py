@@ -12,7 +12,6 @@ Example
 
 from __future__ import annotations
 
-import logging
 import sys
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -37,15 +36,16 @@ from s2d.fixer.training.samples import Sharing, load_batches
 from s2d.fixer.training.scalars import ScalarWriter
 from s2d.fixer.training.state import TrainingState
 from s2d.hier.config import HierConfig
-from s2d.hier.data.overlap import PairRule, PairSampler
-from s2d.hier.data.samplers import BoundedSampler
-from s2d.hier.data.samples import TrainingSamples, as_batch, as_views, frame_sample
-from s2d.hier.data.sources import Case, DataRules, chunk_cases, open_sources, posed_cases
-from s2d.hier.judging import fly, judge, mean_scores, score, write_sheet
+from s2d.hier.data.samples import TrainingSamples, as_views
+from s2d.hier.data.settings import SampleSettings
+from s2d.hier.data.sources import Case, chunk_cases, open_sources, posed_cases
+from s2d.hier.judging import write_sheet
 from s2d.hier.model import HierModel
 from s2d.hier.training.interrupt import stop_between_steps
+from s2d.hier.training.launch import make_accelerator
 from s2d.hier.training.losses import HierLoss, HierWeights
 from s2d.hier.training.schedule import RateSchedule, rate_factor
+from s2d.hier.training.validation import choose_cases, describe, film, judge_cases, scores_by_level
 from s2d.hier.weights import load_model, save_model
 from s2d.log import logger, progress
 from s2d.metrics import Lpips, LpipsUnavailable, load_lpips
@@ -57,16 +57,14 @@ SUFFIX = ".safetensors"
 FILM_FRAMES, FILM_FPS = 48, 24
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(SampleSettings):
     """Train the hierarchical feed-forward Gaussians."""
 
     data: tuple[Path, ...] = no_effect()
     """Chunk data sets (with train/ and test/), posed scenes, or folders of posed scenes."""
     output_dir: Path = no_effect()
     """Where everything goes; the same command again goes on from the last checkpoint."""
-    shares: tuple[float, ...] = ()
-    """Share of the samples of each of --data. Default: as many scenes as each has."""
     exclude_scenes: tuple[str, ...] = ()
     """Posed scenes that nothing is trained on; the model is judged by them."""
     eval_index: Path | None = None
@@ -77,34 +75,6 @@ class Config:
     """Size of the network."""
     init_weights: Path | None = no_effect(None)
     """Weights to start from; their size of network wins over --model."""
-    image_size: tuple[int, int] = (256, 256)
-    """Width and height of the pictures."""
-    context_views: tuple[int, ...] = (2,)
-    """Numbers of views that the model is shown; each step has one of them."""
-    target_views: int = 4
-    """Views that it must render."""
-    min_gap: tuple[int, int] = (25, 45)
-    """Videos: frames between the outermost context views, at least, at the first step and after --gap-steps."""
-    max_gap: tuple[int, int] = (45, 192)
-    """At most."""
-    gap_steps: int = 150_000
-    """Steps over which the gaps grow."""
-    near: float = 1.0
-    """Videos whose scenes do not bring a range: nearest depth, world units."""
-    far: float = 100.0
-    """And the farthest."""
-    min_overlap: float = 0.5
-    """Posed scenes: a pair of views sees at least this share of each other's points."""
-    min_angle: float = 1.5
-    """With at least so much parallax, degrees."""
-    max_angle: float = 35.0
-    """And no more."""
-    flip: bool = True
-    """Mirror every other sample left to right."""
-    random_crop: bool = False
-    """Cut any part out of the photos instead of the middle."""
-    unit_baseline: bool = False
-    """Scale each sample so that its first two context cameras are 1 apart."""
     train_batch_size: int = no_effect(4)
     """Samples per process and forward pass."""
     gradient_accumulation_steps: int = no_effect(1)
@@ -154,7 +124,7 @@ class Config:
 def main(cfg: Config) -> Path:
     """Train; returns the file with the final weights."""
     check_config(cfg)
-    accelerator = make_accelerator(cfg)
+    accelerator = make_accelerator(cfg.precision, on_cpu=cfg.device == "cpu")
     samples_per_step = (
         cfg.train_batch_size * cfg.gradient_accumulation_steps * accelerator.num_processes
     )
@@ -292,75 +262,41 @@ def evaluate(
     )
     if not cases or not (scores_now or shows_now):
         return
-    model.eval()
-    judged = []
-    with accelerator.autocast():
-        for capture, pick in cases:
-            sample = frame_sample(capture, pick, cfg.image_size)
-            judged.append(judge(capture.key, model, sample, accelerator.device))
-    model.train()
+    judged = judge_cases(model, cases, cfg.image_size, accelerator.device, accelerator.autocast)
     if scores_now:
         # The backbone that the loss does not know; fetched only where the loss has fetched its own.
-        lpips = find_lpips("alex", download=cfg.lambda_lpips > 0)
-        rows = [score(one, lpips) for one in judged]
-        levels = [mean_scores([row[level] for row in rows]) for level in range(len(rows[0]))]
-        row = {f"{key}_{level}": value for level, means in enumerate(levels) for key, value in means.items()}  # fmt: skip
-        state.history["eval"].append({"step": state.step, **row})
-        scalars.write("eval", {"step": state.step, **row})
-        best = " ".join(f"{key} {value:.4g}" for key, value in levels[-1].items())
-        ladder = " → ".join(f"{means['psnr']:.2f}" for means in levels)
-        logger.info("step %d: %s (PSNR by level %s)", state.step, best, ladder)
+        scores = scores_by_level(judged, find_lpips("alex", download=cfg.lambda_lpips > 0))
+        row = {"step": state.step, **scores}
+        state.history["eval"].append(row)
+        scalars.write("eval", row)
+        logger.info("step %d: %s", state.step, describe(scores))
     if shows_now:
-        write_sheet(folder.sheet(state.step), judged)
-        sample = frame_sample(*cases[0], cfg.image_size)
-        frames = fly(judged[0].levels[-1], as_views(as_batch(sample), "context"), FILM_FRAMES)
-        write_video(folder.sheet(state.step).with_suffix(".mp4"), frames, FILM_FPS)
+        sheet = write_sheet(folder.sheet(state.step), judged)
+        frames = film(cases[0], judged[0], cfg.image_size, FILM_FRAMES)
+        write_video(sheet.with_suffix(".mp4"), frames, FILM_FPS)
 
 
 def open_data(
     cfg: Config, samples_per_step: int, accelerator: Accelerator
 ) -> tuple[TrainingSamples, list[Case]]:
     """Open what is trained on, and what is judged by."""
-    rules = DataRules(
-        BoundedSampler(cfg.min_gap, cfg.max_gap, cfg.gap_steps),
-        PairSampler(PairRule(cfg.min_overlap, cfg.min_angle, cfg.max_angle)),
-        cfg.near,
-        cfg.far,
-    )
+    rules = cfg.rules()
     with accelerator.main_process_first():  # which fills the cache
         sources, left_out = open_sources(
             cfg.data, rules, cfg.exclude_scenes, cfg.cache_dir or cfg.output_dir / "cache"
-        )
-    shares = cfg.shares or tuple(float(len(source)) for source in sources)
-    if len(shares) != len(sources):
-        raise ValueError(
-            f"--shares has {len(shares)} numbers for {len(sources)} data sets. Give one for each of --data."
         )
     cases = posed_cases(left_out, rules.pairs, max_pairs=4, max_targets=2)
     if cfg.eval_index is not None:
         cases += [
             case for _, case in chunk_cases(cfg.data[0], cfg.eval_index, cfg.near, cfg.far)[0]
         ]
-    count = min(cfg.eval_count, len(cases))
-    cases = [cases[(2 * k + 1) * len(cases) // (2 * count)] for k in range(count)]
+    cases = choose_cases(cases, cfg.eval_count)
     logger.info(
         "training on %s; judged by %d pairs of left-out scenes",
         ", ".join(f"{source.name} ({len(source)} scenes)" for source in sources),
         len(cases),
     )
-    samples = TrainingSamples(
-        sources,
-        shares,
-        cfg.image_size,
-        samples_per_step,
-        cfg.context_views,
-        cfg.target_views,
-        cfg.seed,
-        cfg.flip,
-        cfg.random_crop,
-        cfg.unit_baseline,
-        with_depth=cfg.lambda_depth > 0,
-    )
+    samples = cfg.samples(sources, samples_per_step, cfg.seed, with_depth=cfg.lambda_depth > 0)
     return samples, cases
 
 
@@ -414,38 +350,16 @@ def find_lpips(net: str, download: bool = True) -> Lpips | None:
 
 def check_config(cfg: Config) -> None:
     """Raise before anything is read or written."""
+    cfg.check()
     for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps"):
         check_range(name, getattr(cfg, name), 1)
-    for name in ("checkpointing_steps", "log_every", "target_views"):
+    for name in ("checkpointing_steps", "log_every"):
         check_range(name, getattr(cfg, name), 1)
-    check_range("context_views", torch.tensor(cfg.context_views), 2)
-    check_range("image_size", torch.tensor(cfg.image_size), 16)
     check_range("learning_rate", cfg.learning_rate, above=0)
     check_range("max_grad_norm", cfg.max_grad_norm, above=0)
     check_range("ema_decay", cfg.ema_decay, 0, below=1)
-    for name in ("lambda_lpips", "lambda_depth", "lr_warmup_steps", "gap_steps", "eval_count"):
+    for name in ("lambda_lpips", "lambda_depth", "lr_warmup_steps", "eval_count"):
         check_range(name, getattr(cfg, name), 0)
-    if cfg.shares:
-        check_range("shares", torch.tensor(cfg.shares), above=0)
-
-
-def make_accelerator(cfg: Config) -> Accelerator:
-    """Set up devices and processes as the launcher says; all but the main process are quiet from here on."""
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(cfg.precision, cfg.precision), cpu=cfg.device == "cpu"
-    )
-    if not accelerator.is_main_process:
-        logger.setLevel(logging.CRITICAL + 1)
-    logger.info(
-        "device: %s, %d process%s, %s",
-        accelerator.device,
-        accelerator.num_processes,
-        "es" * (accelerator.num_processes > 1),
-        cfg.precision,
-    )
-    return accelerator
 
 
 def require_finite(loss: Tensor, step: int) -> None:

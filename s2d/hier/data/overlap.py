@@ -76,10 +76,10 @@ def measure_overlaps(cameras: Cameras, seen: Sequence[Tensor]) -> Overlaps:
     num = len(cameras)
     overlap, angle = torch.zeros(num, num), torch.zeros(num, num)
     centers = cameras.centers.double()
-    for i, points in enumerate(seen):
+    for i in range(num):
+        points = seen[i].double()
         if len(points) < MIN_POINTS:
             continue
-        points = points.double()
         to_i = torch.nn.functional.normalize(centers[i] - points, dim=-1)
         for j in range(num):
             xy, z = project(points, cameras.Ks[j].double(), cameras.viewmats[j].double())

@@ -1,7 +1,7 @@
 """What `--data` names, as sources of training samples, and the scenes that are left out of them to judge by."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from s2d.hier.data.capture import Capture
@@ -9,8 +9,8 @@ from s2d.hier.data.chunks import ChunkFolder, is_chunk_root
 from s2d.hier.data.index import Pick, capture_key, read_evaluation_index
 from s2d.hier.data.overlap import PairSampler, evaluation_pairs
 from s2d.hier.data.posed import PosedCapture, PosedScenes, load_posed
-from s2d.hier.data.samples import Source
 from s2d.hier.data.samplers import BoundedSampler, EvaluationSampler
+from s2d.hier.data.samples import Source
 from s2d.log import logger
 
 Case = tuple[Capture, Pick]
@@ -20,8 +20,8 @@ Case = tuple[Capture, Pick]
 class DataRules:
     """How samples are chosen, by kind of source."""
 
-    videos: BoundedSampler = BoundedSampler()
-    pairs: PairSampler = PairSampler()
+    videos: BoundedSampler = field(default_factory=BoundedSampler)
+    pairs: PairSampler = field(default_factory=PairSampler)
     near: float = 1.0
     """Of chunks whose scenes do not bring their own range; world units."""
     far: float = 100.0
