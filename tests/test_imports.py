@@ -47,7 +47,7 @@ LAYERS = [
         "hier",
         "strategies",
     },
-    {"scoring", "report", "export", "viewer"},
+    {"scoring", "hier_evaluation", "report", "export", "viewer"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 

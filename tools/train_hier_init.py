@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -35,7 +35,7 @@ from s2d.fixer.training.run_folder import FORMAT, RunFolder, open_run_folder
 from s2d.fixer.training.samples import Sharing, load_batches
 from s2d.fixer.training.scalars import ScalarWriter
 from s2d.fixer.training.state import TrainingState
-from s2d.hier.config import HierConfig
+from s2d.hier.config import NUM_LEVELS, HierConfig
 from s2d.hier.data.samples import TrainingSamples, as_views
 from s2d.hier.data.settings import SampleSettings
 from s2d.hier.data.sources import Case, chunk_cases, open_sources, posed_cases
@@ -46,7 +46,7 @@ from s2d.hier.training.launch import make_accelerator
 from s2d.hier.training.losses import HierLoss, HierWeights
 from s2d.hier.training.schedule import RateSchedule, rate_factor
 from s2d.hier.training.validation import choose_cases, describe, film, judge_cases, scores_by_level
-from s2d.hier.weights import load_model, save_model
+from s2d.hier.weights import load_dino, load_model, save_model
 from s2d.log import logger, progress
 from s2d.metrics import Lpips, LpipsUnavailable, load_lpips
 
@@ -73,6 +73,10 @@ class Config(SampleSettings):
     """For points matched in scenes without a sparse model. Default: OUT/cache."""
     model: Literal["compact", "paper", "tiny"] = "compact"
     """Size of the network."""
+    one_level: bool = False
+    """Predict Gaussians of the finest level alone: what the levels are compared with."""
+    dino: Path | None = no_effect(None)
+    """DINOv2 ViT-B/14 weights (a folder or a file), which the paper's size needs."""
     init_weights: Path | None = no_effect(None)
     """Weights to start from; their size of network wins over --model."""
     train_batch_size: int = no_effect(4)
@@ -303,9 +307,19 @@ def open_data(
 def make_model(cfg: Config) -> HierModel:
     """Build the network, or load one to go on with."""
     if cfg.init_weights is not None:
-        model = load_model(cfg.init_weights)
+        model = load_model(cfg.init_weights, cfg.dino)
     else:
-        model = HierModel(HierConfig.named(cfg.model))
+        config = HierConfig.named(cfg.model)
+        if cfg.one_level:
+            config = replace(config, gaussian_levels=(NUM_LEVELS - 1,))
+        model = HierModel(config)
+        if config.dino:
+            if cfg.dino is None:
+                raise ValueError(
+                    "The paper's size looks at pictures with DINOv2 ViT-B/14, too. Give its weights: --dino FOLDER "
+                    "(hf download facebook/dinov2-base), or take --model compact."
+                )
+            load_dino(model, cfg.dino)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%.2f M parameters are trained", trained / 1e6)
     return model
