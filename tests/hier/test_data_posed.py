@@ -79,7 +79,7 @@ def test_pairs_keep_to_the_rule_and_between_is_between(capture):
 
 def test_opposite_sides_are_no_pair():
     """Cameras that look at each other through the same points see nothing alike."""
-    viewmats, lenses = cameras()
+    viewmats, _ = cameras()
     model = tiny_model()
     front = viewmats[4].float()
     turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0]))
