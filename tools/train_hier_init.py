@@ -128,7 +128,7 @@ class Config(SampleSettings):
 def main(cfg: Config) -> Path:
     """Train; returns the file with the final weights."""
     check_config(cfg)
-    accelerator = make_accelerator(cfg.precision, on_cpu=cfg.device == "cpu")
+    accelerator = make_accelerator(cfg.precision, cfg.device == "cpu", some_unused=cfg.one_level)
     samples_per_step = (
         cfg.train_batch_size * cfg.gradient_accumulation_steps * accelerator.num_processes
     )

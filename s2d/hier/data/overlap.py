@@ -16,10 +16,8 @@ from torch import Tensor
 from s2d.cameras import Cameras
 from s2d.geometry import project
 from s2d.hier.data.index import Pick
+from s2d.hier.kept_views import FARTHEST_SHARE, NEAREST_SHARE, WIDENED_FAR, WIDENED_NEAR
 
-# Of the points' depths, and how far the range reaches beyond them: points are sparse, what lies before and behind them is not.
-PERCENTILES = (0.01, 0.99)
-NEAR_PADDING, FAR_PADDING = 0.7, 2.0
 MIN_POINTS = 8  # fewer say nothing about a view
 
 
@@ -97,12 +95,13 @@ def measure_overlaps(cameras: Cameras, seen: Sequence[Tensor]) -> Overlaps:
 def depth_range(
     depths: Tensor,  # [P] camera z
 ) -> tuple[float, float] | None:
-    """Where the depth of a view is to be searched, from the depths of points that it sees; None where there are too few."""
+    """Where the depth of a view is to be searched, as `kept_views` has it for stage 1; None where there are too few points."""
     depths = depths[depths > 0].double()
     if len(depths) < MIN_POINTS:
         return None
-    low, high = torch.quantile(depths, torch.tensor(PERCENTILES, dtype=torch.float64)).tolist()
-    return NEAR_PADDING * low, FAR_PADDING * high
+    shares = depths.new_tensor([NEAREST_SHARE, FARTHEST_SHARE])
+    low, high = torch.quantile(depths, shares).tolist()
+    return WIDENED_NEAR * low, WIDENED_FAR * high
 
 
 class HasOverlaps(Protocol):
