@@ -130,20 +130,28 @@ def test_points_are_matched_once_where_there_is_no_sparse_model(tiny_scene, tmp_
     def match(views):
         calls.append([(view.width, view.height) for view in views])
         model = tiny_model()
-        return SparsePoints(model.points, np.tile([0, 5], (len(model.points), 1)))
+        return SparsePoints(model.points, np.tile([0, 1], (len(model.points), 1)))
 
     monkeypatch.setattr(posed, "match_sparse", match)
     monkeypatch.setattr(posed, "MIN_POINTS_PER_VIEW", 10**6)
     scene = load_scene(tiny_scene)
     found = [posed.posed_capture("x", scene, tmp_path) for _ in range(2)]
-    assert len(calls) == 1 and calls[0][2] == (64, 48)
-    assert len(found[1].seen_points(0)) == len(tiny_model().points)
-    assert len(found[1].seen_points(3)) == 0
-    assert found[1].near[3] <= found[1].near.min(), "a view without points gets the widest range"
+    pairs = posed._pairs_to_match(scene.cameras)
+    assert len(calls) == len(pairs) < 8 * 7 / 2
+    assert all(i < j for i, j in pairs) and {i for pair in pairs for i in pair} == set(range(8))
+    partners = sum(2 in pair for pair in pairs)
+    assert len(found[1].seen_points(2)) == partners * len(tiny_model().points)
     assert torch.equal(found[0].near, found[1].near)
     (tmp_path / "x.npz").unlink()
     posed.posed_capture("x", scene, tmp_path)
-    assert len(calls) == 2
+    assert len(calls) == 2 * len(pairs)
+
+
+def test_a_view_without_points_gets_the_widest_range(capture):
+    points = capture.seen_points(0)
+    none = torch.zeros(0, 3)
+    near, far = posed.view_ranges(capture.cameras[[0, 3, 4]], [points, points * 1.5, none])
+    assert near[2] == near[:2].min() and far[2] == far[:2].max() and near[0] != near[1]
 
 
 def test_a_scene_that_nobody_can_measure_says_so(tiny_scene, tmp_path, monkeypatch):

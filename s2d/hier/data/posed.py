@@ -31,9 +31,10 @@ from s2d.log import logger, progress
 from s2d.pairs.scenes import find_scenes
 from s2d.scene import Scene, prepare_scene
 
-MATCHING_SIDE = (
-    320  # pixels: what overlaps shows in small pictures, and the number of features rules the time
-)
+# Pixels: what overlaps shows in small pictures, and the number of features rules the time.
+MATCHING_SIDE = 320
+# Each view is matched with these of the others, 0 being the nearest: some way apart, for the sake of the angle, and few, for the time.
+MATCHED_RANKS = (0, 2, 4)
 # Of a sparse model: with fewer points per view it is taken for none.
 MIN_POINTS_PER_VIEW = 20
 
@@ -179,12 +180,29 @@ def _seen_by_matching(scene: Scene, cache: Path) -> list[Tensor]:
         with np.load(cache, allow_pickle=False) as stored:
             if str(stored["state"]) == state:
                 return _by_view(stored["points"], stored["pairs"], len(scene))
-    found = match_sparse([_small_view(scene, row) for row in range(len(scene))])
-    logger.info("%s: no sparse model; %d points matched", scene.name, len(found.points))
+    views = [_small_view(scene, row) for row in range(len(scene))]
+    points, pairs = [np.zeros((0, 3))], [np.zeros((0, 2), int)]
+    for pair in _pairs_to_match(scene.cameras):
+        found = match_sparse([views[row] for row in pair])
+        points.append(found.points)
+        pairs.append(np.tile(pair, (len(found.points), 1)))
+    points, pairs = np.concatenate(points), np.concatenate(pairs)
+    logger.info("%s: no sparse model; %d points matched", scene.name, len(points))
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, state=state, points=found.points, pairs=found.pairs)
+    np.savez_compressed(buffer, state=state, points=points, pairs=pairs)
     atomic_write_bytes(cache, buffer.getvalue())
-    return _by_view(found.points, found.pairs, len(scene))
+    return _by_view(points, pairs, len(scene))
+
+
+def _pairs_to_match(cameras: Cameras) -> list[tuple[int, int]]:
+    """Every view with some of those that look most like it, each pair once."""
+    nearest = cameras.pose_distances(cameras).fill_diagonal_(torch.inf).argsort(dim=1)
+    chosen = set()
+    for row, others in enumerate(nearest.tolist()):
+        for rank in MATCHED_RANKS:
+            if rank < len(cameras) - 1:  # the last is the view itself
+                chosen.add((min(row, others[rank]), max(row, others[rank])))
+    return sorted(chosen)
 
 
 def _by_view(points: np.ndarray, pairs: np.ndarray, num: int) -> list[Tensor]:
