@@ -313,12 +313,7 @@ def make_model(cfg: Config) -> HierModel:
         if cfg.one_level:
             config = replace(config, gaussian_levels=(NUM_LEVELS - 1,))
         model = HierModel(config)
-        if config.dino:
-            if cfg.dino is None:
-                raise ValueError(
-                    "The paper's size looks at pictures with DINOv2 ViT-B/14, too. Give its weights: --dino FOLDER "
-                    "(hf download facebook/dinov2-base), or take --model compact."
-                )
+        if cfg.dino is not None:
             load_dino(model, cfg.dino)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%.2f M parameters are trained", trained / 1e6)
@@ -365,6 +360,11 @@ def find_lpips(net: str, download: bool = True) -> Lpips | None:
 def check_config(cfg: Config) -> None:
     """Raise before anything is read or written."""
     cfg.check()
+    if cfg.init_weights is None and cfg.dino is None and HierConfig.named(cfg.model).dino:
+        raise ValueError(
+            f"--model {cfg.model} looks at pictures with DINOv2 ViT-B/14, too. Give its weights: --dino FOLDER "
+            "(hf download facebook/dinov2-base), or take --model compact."
+        )
     for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps"):
         check_range(name, getattr(cfg, name), 1)
     for name in ("checkpointing_steps", "log_every"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def scenes(tiny_scene, tmp_path_factory):
     """The tiny scene under two names, so that one can be left out."""
     folder = tmp_path_factory.mktemp("scenes")
     for name in ("one", "two"):
-        (folder / name).symlink_to(tiny_scene, target_is_directory=True)
+        shutil.copytree(tiny_scene, folder / name)
     return folder
 
 

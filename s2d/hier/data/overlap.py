@@ -5,6 +5,7 @@ angle[i, j]     median angle at those points between the rays to both cameras, d
                 the two look; it also tells cameras on the same side of a thing from those on opposite sides
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -141,8 +142,13 @@ class PairSampler:
 
     def training_pairs(self, overlaps: Overlaps) -> list[tuple[int, int]]:
         """Pairs with something between them, else all pairs."""
-        pairs = overlaps.pairs(self.rule)
-        return [pair for pair in pairs if overlaps.between(*pair, self.rule)] or pairs
+        return _training_pairs(overlaps, self.rule)
+
+
+@functools.lru_cache(maxsize=4096)
+def _training_pairs(overlaps: Overlaps, rule: PairRule) -> list[tuple[int, int]]:
+    pairs = overlaps.pairs(rule)
+    return [pair for pair in pairs if overlaps.between(*pair, rule)] or pairs
 
 
 def evaluation_pairs(
