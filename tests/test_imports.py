@@ -48,7 +48,7 @@ LAYERS = [
         "hier",
         "strategies",
     },
-    {"scoring", "report", "export", "viewer"},
+    {"scoring", "hier_evaluation", "report", "export", "viewer"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 

@@ -9,6 +9,7 @@ Writes  OUT/test/ours_<it>/{renders,gt}/ for stage 1 and the final model, test/g
 Example
     python tools/evaluate.py -m out/fern
     python tools/evaluate.py -m out/fern --lpips alex            # VGG is most of the time on a CPU
+    python tools/evaluate.py hier --help                         # hierarchical feed-forward Gaussians: s2d/hier_evaluation.py
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ sys.path.insert(
 
 from tyro.conf import arg
 
+from s2d import hier_evaluation
 from s2d.cameras import Cameras
 from s2d.config import no_effect, run_script
 from s2d.files import atomic_write_json
 from s2d.gaussians import Gaussians, load_checkpoint
 from s2d.guidance.cloud import SurfaceCloud
 from s2d.guidance.render import render_cloud
+from s2d.hier_evaluation import HierEvaluation
 from s2d.images import image_writer
 from s2d.log import logger, progress
 from s2d.metrics import Lpips, LpipsUnavailable, load_lpips
@@ -323,4 +326,7 @@ def view_record(run: Run, per_view: dict, name: str) -> ViewRecord:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, "evaluate")
+    if sys.argv[1:2] == ["hier"]:
+        run_script(hier_evaluation.main, HierEvaluation, "evaluate_hier", sys.argv[2:])
+    else:
+        run_script(main, Config, "evaluate")
