@@ -1,9 +1,13 @@
 """`Strategy`: the switches of all strategies, shared by stages 1 and 3."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from s2d.checks import check_range
+
+# Share of the Gaussians left out with V kept photos: DROPOUT_VIEWS / V.
+LARGEST_DROPOUT = 0.2
+DROPOUT_VIEWS = 0.6
 
 # Fields that only choose numbers of the ordinary training.
 _PLAIN = ("sh_by_views", "densify_from", "densify_every", "densify_until")
@@ -13,8 +17,8 @@ _PLAIN = ("sh_by_views", "densify_from", "densify_every", "densify_until")
 class Strategy:
     """Strategies for few photos. docs/strategies.md says what they do and what they were worth; what won on average is on by default."""
 
-    dropout: float = 0.2
-    """Share of the Gaussians left out of each training render, growing from 0 to this over the schedule. 0 disables."""
+    dropout: float | None = None
+    """Share of the Gaussians left out of each training render, growing from 0 to this over the schedule. 0 disables; without: 0.6 / kept photos, at most 0.2."""
     opacity_decay: float = 1.0
     """Factor of every opacity after each step: what no photo holds up fades. 1 disables; 0.9995 halves in 1400 steps."""
     binocular_weight: float = 0.0
@@ -79,6 +83,12 @@ class Strategy:
             if field.name not in _PLAIN
         )
 
+    def for_views(self, num_kept: int) -> "Strategy":
+        """The same with the numbers that follow from how many photos are kept: the more, the less there is to overfit."""
+        if self.dropout is not None:
+            return self
+        return replace(self, dropout=min(LARGEST_DROPOUT, DROPOUT_VIEWS / num_kept))
+
     def sh_degree(self, given: int, num_kept: int) -> int:
         """The highest degree to use with so many kept photos; `given` is what was asked for.
 
@@ -93,7 +103,8 @@ class Strategy:
 
     def check(self) -> None:
         """Raise ValueError for a value that makes no sense; called by the stages before anything is read."""
-        check_range("dropout", self.dropout, 0, below=1)
+        if self.dropout is not None:
+            check_range("dropout", self.dropout, 0, below=1)
         check_range("opacity_decay", self.opacity_decay, 0.5, 1, hint="Try 0.9995.")
         for name in ("binocular_from", "average_last", "densify_until"):
             check_range(name, getattr(self, name), 0, 1)
