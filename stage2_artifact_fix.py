@@ -30,14 +30,15 @@ from tyro.conf import arg
 from s2d.cameras import Cameras
 from s2d.checks import check_range
 from s2d.config import no_effect, run_script
-from s2d.fixer.adaptation import AdaptSettings
+from s2d.fixer.adaptation import AdaptSettings, check_adaptation
 from s2d.fixer.analytic import MixMode
 from s2d.fixer.calibration import CalibratedFixer
-from s2d.fixer.choice import DEFAULTS, FixerChoice, FixerName, choose_fixer
+from s2d.fixer.choice import DEFAULTS, FixerName, choose_fixer
 from s2d.fixer.diffusion import Precision
 from s2d.fixer.interface import Fixer, FixResult
 from s2d.fixer.judge import Verdict, judge, publish
 from s2d.fixer.processes import Processes, join_processes
+from s2d.fixer.references import photos_by_camera, photos_by_index
 from s2d.images import image_writer, list_images, read_image
 from s2d.log import logger, progress
 from s2d.model_folder import copy_results, kept_views, render_name
@@ -173,7 +174,7 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
     )
     views = collect_views(cfg, model_dir, choice.num_references, at, reach)
     found = trial_scene(cfg, model_dir) if views else None
-    check_adaptation(cfg, choice, found)
+    check_adaptation(cfg.adapt_steps, choice.name, has_trials=found is not None)
     inputs = choice.inputs()
     if found is not None:
         kept, _ = found
@@ -346,20 +347,6 @@ def trial_scene(cfg: Config, model_dir: Path) -> tuple[Scene, Path] | None:
     return kept, prepared if prepared.is_dir() else source
 
 
-def check_adaptation(cfg: Config, choice: FixerChoice, found: tuple[Scene, Path] | None) -> None:
-    """Refuse --adapt-steps where it would do nothing."""
-    check_range("adapt_steps", cfg.adapt_steps, 0)
-    if cfg.adapt_steps and choice.name != "compact":
-        raise ValueError(
-            f"--adapt-steps: the {choice.name} fixer cannot be adapted to a scene. Leave it out, or pass --fixer compact."
-        )
-    if cfg.adapt_steps and found is None:
-        raise ValueError(
-            "--adapt-steps learns from trials, and there are none here. Leave it out; trials take --trial-views 1 or more, "
-            "stage 0's stereo, and three kept photos."
-        )
-
-
 def nearest_references(
     cfg: Config, model_dir: Path, names: Sequence[str], count: int
 ) -> dict[str, tuple[Path, ...]]:
@@ -370,11 +357,7 @@ def nearest_references(
         source = cfg.source or Path(stage0.config["source"])
         kept = kept_views(source, stage0_dir, Split.load(stage0_dir / "split.json"))
         novel = Cameras.from_json(stage0_dir / "novel_cameras.json")
-        nearest = novel.pose_distances(kept.cameras).argsort(dim=1, stable=True)[:, :count]
-        photos = {
-            render_name(name): tuple(kept.image_paths[row] for row in rows)
-            for name, rows in zip(novel.names, nearest.tolist(), strict=True)
-        }
+        photos = photos_by_camera(novel, kept, count)
         where = stage0_dir / "novel_cameras.json"
     else:
         meta_dir = cfg.stage1_meta_dir or require_stage(model_dir, "stage1").dir
@@ -382,15 +365,7 @@ def nearest_references(
             raise ValueError(
                 "The input photos are not known without stage 0. Give --input_image_dir, or -m OUT."
             )
-        all_names = (meta_dir / "image_names.txt").read_text().splitlines()
-        kept_rows = [int(row) for row in (meta_dir / "train_indices.txt").read_text().split()]
-        photos = {
-            render_name(name): tuple(
-                cfg.input_image_dir / all_names[kept_row]
-                for kept_row in sorted(kept_rows, key=lambda kept_row: abs(kept_row - row))[:count]
-            )
-            for row, name in enumerate(all_names)
-        }
+        photos = photos_by_index(meta_dir, cfg.input_image_dir, count)
         where = meta_dir / "image_names.txt"
     if unknown := [name for name in names if name not in photos]:
         raise ValueError(

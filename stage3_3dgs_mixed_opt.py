@@ -19,7 +19,6 @@ Example
 """
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,19 +29,18 @@ from s2d.cameras import Cameras
 from s2d.checks import check_range
 from s2d.config import no_effect, run_script
 from s2d.densify import DensifyPolicy
-from s2d.depth_io import read_depth
 from s2d.device import choose_device, run_on
 from s2d.files import atomic_write_json
-from s2d.fixed_views import FixedViews, find_fixed_views, fixed_view_reader
+from s2d.fixed_views import FixedViews, find_fixed_views, fixed_view_reader, view_source
 from s2d.gaussians import Checkpoint, load_checkpoint, save_checkpoint
 from s2d.layers.options import LayerFlags, plan_layers
-from s2d.layers.task import LayerTask, TrainedLayers, initial_rows
-from s2d.layers.training import train_layers
+from s2d.layers.stage import layer_inputs, optimise_layers
 from s2d.log import logger, progress
 from s2d.memory_plan import DataDevice, TrainingMemory
 from s2d.model_folder import (
     kept_views,
     point_cloud_name,
+    stage1_checkpoint,
     write_cameras_json,
     write_cfg_args,
 )
@@ -50,14 +48,13 @@ from s2d.novel.rounds import (
     Reach,
     Round,
     is_left_out,
-    previous_stage,
     reach_of,
     round_checkpoint,
+    round_start,
 )
-from s2d.optim import LearningRates, active_sh_degree, scene_extent, set_means_rate
-from s2d.ply_io import read_points_ply
+from s2d.optim import LearningRates, active_sh_degree, set_means_rate
 from s2d.rasterize import cpus_for_kernels
-from s2d.refinement import Refinement, RefinementRates, write_refinement
+from s2d.refinement import RefinementRates, start_refinement, write_refinement
 from s2d.sampling import SampleDrop, ViewSampler
 from s2d.scene import Scene
 from s2d.scored_cameras import follow_refinement
@@ -80,7 +77,7 @@ from s2d.training import (
     start_run,
     use_strategies,
 )
-from s2d.views import View, ViewSource, views_on
+from s2d.views import views_on
 
 
 @dataclass(frozen=True)
@@ -178,10 +175,7 @@ def main(cfg: Config) -> Path:
         inputs |= paths.inputs()
     if at.count > 1:
         inputs["round"] = cfg.round
-    if cfg.foundation is not None:
-        inputs["foundation"] = cfg.foundation
-    if cfg.layers and initial_levels(cfg).is_dir():
-        inputs["stage1 levels"] = initial_levels(cfg)
+    inputs |= layer_inputs(cfg, cfg.model_dir)
     with open_stage(cfg.model_dir, f"stage3{at.suffix}", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
             fixed = None
@@ -211,7 +205,9 @@ def make(
         taken = start_refinement(first, kept.cameras, RefinementRates())
         novel = follow_refinement(novel, kept.cameras, taken)
         if cfg.layers:
-            run = optimise_layers(cfg, stage, first, kept, novel, fixed, device)
+            views = view_source(kept, novel, fixed)
+            names = novel.names if fixed else ()
+            run = optimise_layers(cfg, stage, first, kept.cameras, views, names, device)
         else:
             reached = novel.select(reach.names)
             run = optimise(cfg, stage, start, first, kept, reached, fixed, device)
@@ -237,9 +233,13 @@ def check_config(cfg: Config) -> None:
 
 
 def start_of_round(cfg: Config, at: Round, reach: Reach) -> tuple[Config, Path | None]:
-    """The settings with this round's share of the steps, and the checkpoint to go on from."""
+    """The settings with this round's share of the steps, and the checkpoint to go on from.
+
+    Layers do without one where neither stage 1 nor a flag gives it and no pseudo view needs it.
+    """
     if at.count == 1:
-        return cfg, start_checkpoint(cfg)
+        is_needed = cfg.pseudo_views or not cfg.layers
+        return cfg, cfg.start_checkpoint or stage1_checkpoint(cfg.model_dir, is_needed)
     at.refuse(
         layers=cfg.layers,
         no_pseudo_views=not cfg.pseudo_views,
@@ -250,12 +250,8 @@ def start_of_round(cfg: Config, at: Round, reach: Reach) -> tuple[Config, Path |
         fixed_mask_dir=cfg.fixed_mask_dir,
         fixed_confidence_dir=cfg.fixed_confidence_dir,
     )
-    first = require_stage(cfg.model_dir, "stage1").info["iteration"]
-    cfg = replace(cfg, iterations=at.last_step(first, cfg.iterations))
-    if reach.previous == 0:
-        return cfg, start_checkpoint(cfg)
-    before = previous_stage(cfg.model_dir, at, reach)
-    return cfg, round_checkpoint(before.dir, before.info["iteration"])
+    last_step, start = round_start(cfg.model_dir, at, reach, cfg.iterations)
+    return replace(cfg, iterations=last_step), start
 
 
 def optimise(
@@ -346,95 +342,6 @@ def optimise(
     return run
 
 
-def optimise_layers(
-    cfg: Config,
-    stage: Stage,
-    first: Checkpoint | None,
-    kept: Scene,
-    novel: Cameras,
-    fixed: FixedViews | None,
-    device: torch.device,
-) -> TrainingRun:
-    """Make the scene anew from stage 0's points, layer by layer; of stage 1 the cameras are taken over, and levels where it has some."""
-    stage0_dir = cfg.model_dir / "stage0"
-    points = read_points_ply(stage0_dir / "points.ply")
-    extent = scene_extent(kept.cameras, points.points) if first is None else first.scene_extent
-    refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
-    task = LayerTask(
-        flags=cfg,
-        views=view_source(kept, novel, fixed),
-        kept=kept.cameras,
-        points=points,
-        scene_extent=extent,
-        novel=novel.names if fixed else (),
-        initial=initial_rows(initial_levels(cfg), len(cfg.layers), cfg.layer_sh_degree),
-        depth=partial(read_depth, stage0_dir),
-        alpha=cfg.alpha,
-        sample_drop=cfg.sample_drop,
-        sh_degree_every=cfg.sh_degree_every,
-        rates=LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means),
-        densify=cfg.densify,
-        grad_threshold=cfg.densify_grad_threshold,
-        opacity_weight=cfg.opacity_weight,
-        seed=cfg.seed,
-        checkpoint_every=cfg.checkpoint_every,
-        refinement_rates=refined,
-        device=device,
-        data_device=cfg.data_device,
-    )
-    if first is not None:
-        refinement = start_refinement(first, kept.cameras, refined, device)
-    else:
-        cameras = kept.cameras.to(device)
-        refinement = Refinement(cameras, extent, refined) if refined.any else None
-    done = TrainedLayers.load(cfg.foundation, cfg.layer_sh_degree)
-    layers, run = train_layers(
-        task, plan_layers(cfg, cfg.max_gaussians), done, stage.scratch, 0, refinement
-    )
-    layers.save(stage.dir / "layers")
-    finish_run(run)
-    stage.info["levels"] = len(layers.parts)
-    return run
-
-
-def initial_levels(cfg: Config) -> Path:
-    """Where stage 1 leaves levels of an initialiser, if it has one that makes them."""
-    return cfg.model_dir / "stage1" / "layers"
-
-
-def view_source(kept: Scene, novel: Cameras, fixed: FixedViews | None) -> ViewSource:
-    """Return a function from (is it a kept view, its name) to what is trained on."""
-
-    def view(is_kept: bool, name: str) -> View:
-        if is_kept:
-            return View(kept.cameras.select([name]), kept.image(name), None)
-        assert fixed is not None
-        return View(novel.select([name]), *fixed(name))
-
-    return view
-
-
-def start_refinement(
-    first: Checkpoint | None,
-    given: Cameras,
-    rates: RefinementRates,
-    device: torch.device | str = "cpu",
-) -> Refinement | None:
-    """Take over the cameras that the checkpoint's Gaussians belong to, and learn on if asked to."""
-    if first is None:
-        return None
-    state = (first.run_state or {}).get("refinement")
-    if state is None:
-        return Refinement(given.to(device), first.scene_extent, rates) if rates.any else None
-    refinement = Refinement.from_state(state, rates, with_optimizer=False, device=device)
-    if refinement.base.names != given.names:
-        raise ValueError(
-            f"The start checkpoint has refined cameras of {len(refinement.base)} views (first: {refinement.base.names[0]}). "
-            f"Expected the {len(given)} kept views of stage 0. Run stage 1 again, or give another --start-checkpoint."
-        )
-    return refinement
-
-
 def write_outputs(
     cfg: Config,
     stage: Stage,
@@ -463,19 +370,6 @@ def write_outputs(
     stage.info["num_gaussians"] = run.scene.num
     stage.info["iteration"] = run.step
     stage.info["kept_share"] = round(run.sampler.kept_share, 4)
-
-
-def start_checkpoint(cfg: Config) -> Path | None:
-    """The checkpoint to go on from. Layers do without where neither stage 1 nor a flag gives one and no pseudo view needs it."""
-    if cfg.start_checkpoint is not None:
-        return cfg.start_checkpoint
-    try:
-        stage1 = require_stage(cfg.model_dir, "stage1")
-    except FileNotFoundError:
-        if cfg.layers and not cfg.pseudo_views:
-            return None
-        raise
-    return cfg.model_dir / f"chkpnt_stage1_{stage1.info['iteration']}.pth"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pseudo views that stage 3 trains on: stage 2's pictures, and how much each of their pixels weighs."""
+"""What stage 3 trains on: kept photos, and pseudo views (stage 2's pictures) with how much each of their pixels weighs."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -11,7 +11,9 @@ from s2d.cameras import Cameras
 from s2d.images import read_image, resize_image
 from s2d.losses import novel_view_weight
 from s2d.model_folder import render_name
+from s2d.scene import Scene
 from s2d.stage_io import require_stage
+from s2d.views import View, ViewSource
 
 # Decoded views held in memory; the rest is read again when drawn.
 CACHED_VIEWS = 100
@@ -90,6 +92,18 @@ def fixed_view_reader(novel: Cameras, paths: FixedPaths, beta: float) -> FixedVi
         return fixed, weight
 
     return read
+
+
+def view_source(kept: Scene, novel: Cameras, fixed: FixedViews | None) -> ViewSource:
+    """Return a function from (is it a kept view, its name) to what is trained on."""
+
+    def view(is_kept: bool, name: str) -> View:
+        if is_kept:
+            return View(kept.cameras.select([name]), kept.image(name), None)
+        assert fixed is not None
+        return View(novel.select([name]), *fixed(name))
+
+    return view
 
 
 def _measured_confidences(model_dir: Path, fixed_dir: Path | None, stage: str) -> Path | None:

@@ -8,6 +8,7 @@ from s2d.files import atomic_write_bytes, atomic_write_json
 from s2d.geometry import invert_rigid
 from s2d.scene import Scene, load_scene
 from s2d.split import Split
+from s2d.stage_io import require_stage
 
 
 def render_name(view_name: str) -> str:
@@ -18,6 +19,17 @@ def render_name(view_name: str) -> str:
 def point_cloud_name(step: int | str) -> str:
     """Where 3DGS viewers look for the Gaussians, relative to OUT."""
     return f"point_cloud/iteration_{step}/point_cloud.ply"
+
+
+def stage1_checkpoint(model_dir: Path, is_needed: bool = True) -> Path | None:
+    """Where stage 1 has left its Gaussians; FileNotFoundError, or None if nobody needs them, where it has not finished."""
+    try:
+        stage1 = require_stage(model_dir, "stage1")
+    except FileNotFoundError:
+        if is_needed:
+            raise
+        return None
+    return model_dir / f"chkpnt_stage1_{stage1.info['iteration']}.pth"
 
 
 def kept_views(source: Path, stage0_dir: Path, split: Split) -> Scene:

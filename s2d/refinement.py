@@ -23,6 +23,7 @@ from torch import Tensor
 from s2d.cameras import Cameras
 from s2d.device import to_device
 from s2d.files import atomic_write_json
+from s2d.gaussians import Checkpoint
 from s2d.geometry import invert_rigid, quat_to_rotation, rigid, rotation_angle
 from s2d.images import resize_image
 from s2d.log import logger, progress
@@ -244,6 +245,37 @@ class Refinement:
             ("focal", self.rates.focal, self._log_focals),
             ("exposure", self.rates.exposure, self._log_gains),
         ]
+
+
+def start_refinement(
+    first: Checkpoint | None,
+    given: Cameras,
+    rates: RefinementRates,
+    device: torch.device | str = "cpu",
+) -> Refinement | None:
+    """Take over the cameras that a checkpoint's Gaussians belong to, and learn on if asked to.
+
+    Args:
+        first: What to go on from; None has no cameras of its own.
+        given: The kept cameras as stage 0 has them.
+        rates: What is learned from here on.
+        device: Where.
+
+    Raises:
+        ValueError: The checkpoint's cameras are of other views.
+    """
+    if first is None:
+        return None
+    state = (first.run_state or {}).get("refinement")
+    if state is None:
+        return Refinement(given.to(device), first.scene_extent, rates) if rates.any else None
+    refinement = Refinement.from_state(state, rates, with_optimizer=False, device=device)
+    if refinement.base.names != given.names:
+        raise ValueError(
+            f"The start checkpoint has refined cameras of {len(refinement.base)} views (first: {refinement.base.names[0]}). "
+            f"Expected the {len(given)} kept views of stage 0. Run stage 1 again, or give another --start-checkpoint."
+        )
+    return refinement
 
 
 def register_cameras(

@@ -9,7 +9,6 @@ import torch
 from tiny_scene import build_tiny_scene
 
 import stage1_3dgs_init
-import stage3_3dgs_mixed_opt
 from s2d.alignment import Sim3
 from s2d.cameras import Cameras
 from s2d.gaussians import Checkpoint, Gaussians, gaussians_from_points, load_checkpoint
@@ -23,6 +22,7 @@ from s2d.refinement import (
     common_motions,
     moved_camera,
     register_cameras,
+    start_refinement,
     write_refinement,
 )
 from s2d.sampling import ViewSampler
@@ -307,15 +307,15 @@ def test_stage_3_takes_over_the_cameras_of_its_start():
     refinement = Refinement(rig(), 3.0, ALL)
     noisy_steps(refinement, range(6), 6)
     first = Checkpoint(blobs(), 10, 3.0, None, {"refinement": refinement.state_dict()})
-    start = stage3_3dgs_mixed_opt.start_refinement
     for rates in (RefinementRates(), ALL):
-        taken = start(first, rig(), rates)
+        taken = start_refinement(first, rig(), rates)
         assert torch.equal(taken.cameras().viewmats, refinement.cameras().viewmats)
     with pytest.raises(ValueError, match="Expected the 3 kept views of stage 0"):
-        start(first, rig()[:3], ALL)
+        start_refinement(first, rig()[:3], ALL)
     bare = Checkpoint(blobs(), 10, 3.0)  # of 3DGS
-    assert start(bare, rig(), RefinementRates()) is None
-    assert torch.allclose(start(bare, rig(), ALL).cameras().viewmats, rig().viewmats, atol=1e-6)
+    assert start_refinement(bare, rig(), RefinementRates()) is None
+    taken = start_refinement(bare, rig(), ALL)
+    assert torch.allclose(taken.cameras().viewmats, rig().viewmats, atol=1e-6)
 
 
 def test_test_cameras_are_carried_along():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from s2d.checks import check_range
 from s2d.fixer.diffusion import explained_loading
 from s2d.fixer.training.ema import Ema
 from s2d.fixer.training.evaluation import find_lpips
@@ -39,6 +40,20 @@ class AdaptSettings:
     crop: int = 128
     """Side of the windows in pixels, smaller where a photo is."""
     ema_decay: float = 0.98
+
+
+def check_adaptation(num_steps: int, fixer: str, has_trials: bool) -> None:
+    """Refuse --adapt-steps with ValueError where it would do nothing."""
+    check_range("adapt_steps", num_steps, 0)
+    if num_steps and fixer != "compact":
+        raise ValueError(
+            f"--adapt-steps: the {fixer} fixer cannot be adapted to a scene. Leave it out, or pass --fixer compact."
+        )
+    if num_steps and not has_trials:
+        raise ValueError(
+            "--adapt-steps learns from trials, and there are none here. Leave it out; trials take --trial-views 1 or more, "
+            "stage 0's stereo, and three kept photos."
+        )
 
 
 def adapt(

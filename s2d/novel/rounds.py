@@ -24,7 +24,7 @@ from s2d.files import atomic_write_json
 from s2d.fixer.calibration import Calibration
 from s2d.fixer.judge import ADAPTED, PICTURES, VERDICT
 from s2d.images import read_image
-from s2d.model_folder import kept_views, render_name
+from s2d.model_folder import kept_views, render_name, stage1_checkpoint
 from s2d.split import Split
 from s2d.stage_io import Manifest, require_stage
 
@@ -148,6 +148,20 @@ def previous_stage(model_dir: Path, at: Round, reach: Reach) -> Manifest:
 def round_checkpoint(stage_dir: Path, step: int) -> Path:
     """Where a round before the last leaves its model."""
     return stage_dir / f"chkpnt{step}.pth"
+
+
+def round_start(model_dir: Path, at: Round, reach: Reach, last: int) -> tuple[int, Path]:
+    """Where a round's part of the steps up to `last` ends, and the checkpoint that it goes on from.
+
+    Raises:
+        FileNotFoundError: Stage 1, or the round before, has not finished.
+    """
+    start = stage1_checkpoint(model_dir)
+    last_step = at.last_step(require_stage(model_dir, "stage1").info["iteration"], last)
+    if reach.previous > 0:
+        before = previous_stage(model_dir, at, reach)
+        start = round_checkpoint(before.dir, before.info["iteration"])
+    return last_step, start
 
 
 def take_over_trials(model_dir: Path, at: Round, scratch: Path) -> None:
