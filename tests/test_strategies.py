@@ -80,7 +80,9 @@ def test_values_without_sense_are_refused_by_name(wrong):
 
 
 def test_dropout_follows_the_number_of_photos_unless_given():
-    assert [Strategy().for_views(num).dropout for num in (1, 2, 3)] == pytest.approx([0.2, 0.2, 0.2])
+    assert [Strategy().for_views(num).dropout for num in (1, 2, 3)] == pytest.approx(
+        [0.2, 0.2, 0.2]
+    )
     assert [Strategy().for_views(num).dropout for num in (6, 12)] == pytest.approx([0.1, 0.05])
     assert Strategy(dropout=0.3).for_views(12).dropout == 0.3
     assert Strategy(dropout=0).for_views(3).dropout == 0
