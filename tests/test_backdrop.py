@@ -43,12 +43,12 @@ def test_sphere_is_even():
     """Moments of the uniform distribution: mean 0, second moments 1/3; and no two directions are near each other."""
     directions = fibonacci_sphere(2000)
     assert float((directions.norm(dim=1) - 1).abs().max()) < 1e-12
-    assert float(directions.mean(0).abs().max()) < 1e-3  # measured 5e-5
+    assert float(directions.mean(0).abs().max()) < 1e-3  # measured 6e-6
     moments = directions.T @ directions / 2000
-    assert float((moments - torch.eye(3) / 3).abs().max()) < 1e-3  # measured 1e-6
+    assert float((moments - torch.eye(3) / 3).abs().max()) < 1e-3  # measured 9e-6
     nearest = torch.cdist(directions, directions).fill_diagonal_(9).amin(1)
     step = (4 * torch.pi / 2000) ** 0.5
-    assert 0.7 * step < float(nearest.min())
+    assert 0.7 * step < float(nearest.min())  # measured 0.87
 
 
 @pytest.mark.parametrize("direction", [[0.1, 0, 1], [1, 0.2, 0], [0.1, 0.2, -1], [0.1, 1, 0.1]])
@@ -59,9 +59,9 @@ def test_one_colour_all_around(direction):
     nothing.opacity_logits.fill_(-20)
     sphere = backdrop(nothing, scene_of(colour.expand(SIZE[1], SIZE[0], 3).contiguous()))
     render = rasterize(sphere, camera(direction))
-    assert float(render.alpha.min()) > 0.9  # measured 0.96
+    assert float(render.alpha.min()) > 0.9  # measured 0.97
     shown = render.rgb[0] / render.alpha[0]
-    assert float((shown - colour).abs().max()) < 0.01  # measured 1e-6
+    assert float((shown - colour).abs().max()) < 0.01  # measured 4e-7
 
 
 def test_what_the_photo_shows_stays():
