@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,17 @@ BUILD_SECONDS = 240
 
 def built_viewer() -> Path:
     """The folder of the built page."""
+    built, problem = _build()
+    if built is None:
+        pytest.skip(problem)
+    return built
+
+
+@cache  # a machine that npm cannot reach anything from would try anew for every test
+def _build() -> tuple[Path | None, str]:
+    """The folder, or what keeps it from being built."""
     if not (shutil.which("npm") and shutil.which("node")):
-        pytest.skip("node and npm are not installed")
+        return None, "node and npm are not installed"
     try:
         done = subprocess.run(
             ["bash", str(ROOT / "tools" / "build_viewer.sh")],
@@ -23,8 +33,8 @@ def built_viewer() -> Path:
             timeout=BUILD_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        pytest.skip(f"npm took more than {BUILD_SECONDS} s")
+        return None, f"npm took more than {BUILD_SECONDS} s"
     if done.returncode != 0 and "npm could not install" in done.stderr:
-        pytest.skip(f"npm could not install: {done.stderr.strip()[-300:]}")
+        return None, f"npm could not install: {done.stderr.strip()[-300:]}"
     assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip().splitlines()[-1])
+    return Path(done.stdout.strip().splitlines()[-1]), ""
