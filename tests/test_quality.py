@@ -88,18 +88,20 @@ def test_means_are_over_settings_that_all_variants_have():
 
 def test_the_command_runs_each_variant_once(tiny_scene, tmp_path, monkeypatch, capsys):
     cfg = Quality(
-        only=("dropout",), scenes=(tiny_scene.name,), keep=(4,), seeds=(0,), scale=0.01, lpips="none",
+        only=("dropout_strong",), scenes=(tiny_scene.name,), keep=(4,), seeds=(0,), scale=0.01, lpips="none",
         data_dir=tiny_scene.parent, out_dir=tmp_path / "out", table=tmp_path / "table.md",
     )  # fmt: skip
     text = quality.main(cfg)
     assert text == (tmp_path / "table.md").read_text()
-    assert "| dropout |" in text and "– |" in text  # no LPIPS
+    assert "| dropout_strong |" in text and "– |" in text  # no LPIPS
     folder = tmp_path / "out" / f"{tiny_scene.name}_4_s0"
-    assert (folder / "dropout/stage0/manifest.json").samefile(folder / "base/stage0/manifest.json")
-    found = json.loads((folder / "dropout/scores.json").read_text())
-    assert found["key"]["flags"] == {"dropout": 0.2}
+    assert (folder / "dropout_strong/stage0/manifest.json").samefile(
+        folder / "base/stage0/manifest.json"
+    )
+    found = json.loads((folder / "dropout_strong/scores.json").read_text())
+    assert found["key"]["flags"] == {"dropout": 0.4}
     assert 5 < found["psnr"] < 40
-    manifest = json.loads((folder / "dropout/stage1/manifest.json").read_text())
-    assert manifest["config"]["dropout"] == 0.2 and manifest["config"]["sample_iteration"] == 40
+    manifest = json.loads((folder / "dropout_strong/stage1/manifest.json").read_text())
+    assert manifest["config"]["dropout"] == 0.4 and manifest["config"]["sample_iteration"] == 40
     monkeypatch.setattr(quality, "run_script", pytest.fail)  # all is there
     assert quality.main(cfg) == text
