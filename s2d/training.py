@@ -145,7 +145,6 @@ def use_strategies(
     if not settings.active:
         return
     evidence = Evidence(kept, stage0_dir, run.gaussians.means.device)
-    settings = settings.for_views(len(kept))
     run.strategies = ActiveStrategies(
         settings, evidence, run.gaussians, run.scene_extent, last_step, seed
     )

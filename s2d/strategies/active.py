@@ -49,7 +49,7 @@ class ActiveStrategies:
         last_step: int,
         seed: int,
     ) -> None:
-        self.settings = settings
+        self.settings = settings.for_views(len(evidence.kept.cameras))
         self.evidence = evidence
         self.scene_extent = scene_extent
         self.last_step = last_step
