@@ -23,13 +23,11 @@ from s2d.scene import Scene
 from s2d.sh import rgb_to_sh0
 
 NUM = 6000  # Gaussians: 2.6 degrees from one to the next
-DISTANCE = (
-    5.0  # radius, in distances to what is far in the scene: a viewer who walks about stays inside
-)
+# Radius, in distances to what is far in the scene: a viewer who walks about stays inside.
+DISTANCE = 5.0
 FAR = 0.98  # quantile of the Gaussians' distances that counts as far
-SPREAD = (
-    0.6  # standard deviation, in steps between neighbours: closes the sphere, and hardly blurs it
-)
+# Standard deviation, in steps between neighbours: closes the sphere, and hardly blurs it.
+SPREAD = 0.6
 OPACITY = 0.99
 NEIGHBOURS = 6
 PHOTO = 0.001  # p: transparency that a pixel counts with at least
@@ -112,7 +110,13 @@ def _colours(
         openness[inside] += torch.from_numpy(weight[row, column]).double()[:, None]
     photos = [kept.image(name) for name in kept.names]
     mean = torch.stack([photo.mean((0, 1)) for photo in photos]).mean(0).double()
-    nearest = torch.cdist(directions, directions).topk(NEIGHBOURS + 1, largest=False).indices[:, 1:]
+    # In parts: all distances at once would take 0.3 GB.
+    nearest = torch.cat(
+        [
+            torch.cdist(part, directions).topk(NEIGHBOURS + 1, largest=False).indices[:, 1:]
+            for part in directions.split(500)
+        ]
+    )
     colours = mean.repeat(NUM, 1)
     for _ in range(MAX_ROUNDS):
         pull = colours[nearest].mean(1) + MEAN * mean
