@@ -1,7 +1,7 @@
 """Stage 1: fit 3D Gaussians to the kept photos, then render every novel camera: images with artifacts.
 
-Reads   SCENE (-s) kept photos; OUT/stage0/ split.json, novel_cameras.json, points.ply
-Writes  OUT/stage1/ renders/<name>.png, kept_cameras.json, train_indices.txt, novel_indices.txt, image_names.txt, history.json
+Reads   SCENE (-s) kept photos; OUT/stage0/ split.json, novel_cameras.json, points.ply, depth/
+Writes  OUT/stage1/ renders/<name>.png, kept_cameras.json, train_indices.txt, novel_indices.txt, image_names.txt, history.json; with --init hier also layers/
         OUT/chkpnt_stage1_<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json
 
 Example
@@ -10,8 +10,9 @@ Example
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from tyro.conf import OmitArgPrefixes, arg
@@ -20,18 +21,19 @@ from s2d.cameras import Cameras
 from s2d.checks import check_range
 from s2d.completion import FILL_SHARE, starting_points
 from s2d.config import no_effect, run_script
-from s2d.densify import DensifyPolicy
-from s2d.depth_io import known_depths
+from s2d.depth_io import known_depths, read_depth
 from s2d.device import choose_device, run_on
 from s2d.files import atomic_write_json, atomic_write_text
-from s2d.gaussians import gaussians_from_points, save_checkpoint
+from s2d.gaussians import Gaussians, gaussians_from_points, save_checkpoint
+from s2d.hier.initialise import hier_start
 from s2d.log import logger, progress
 from s2d.memory_plan import DataDevice, TrainingMemory
 from s2d.model_folder import copy_results, kept_views, point_cloud_name, write_cameras_json
 from s2d.optim import LearningRates, active_sh_degree, scene_extent, set_means_rate
-from s2d.ply_io import read_points_ply
+from s2d.ply_io import PointCloud, read_points_ply
 from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import Refinement, RefinementRates, register_cameras, write_refinement
+from s2d.renders import render_views
 from s2d.sampling import ViewSampler
 from s2d.scene import Scene
 from s2d.scored_cameras import follow_refinement
@@ -46,7 +48,6 @@ from s2d.training import (
     optimise_view,
     record,
     refine_cameras,
-    render_views,
     run_checkpoint,
     save_run,
     stand_backdrop,
@@ -66,12 +67,16 @@ class Config:
     """Output folder OUT; stage 0 must have finished there."""
     sample_iteration: int = 4000
     """Number of optimisation steps; the novel cameras are rendered after the last."""
+    init: Literal["points", "hier"] = "points"
+    """points: stage 0's cloud. hier: levels of Gaussians, from --hier-weights or else from stage 0's depth (docs/hier.md)."""
+    hier_weights: Path | None = no_effect(None)
+    """Weights of a network that predicts Gaussians, as tools/train_hier_init.py writes them; with --init hier."""
     max_init_points: int = 40_000
     """Start with at most this many Gaussians; a larger cloud is thinned evenly. More is sharper and slower."""
     fill_share: float = FILL_SHARE
-    """Share of these that may stand where stage 0 has no depth, on a smooth continuation: what only one photo shows. 0 disables."""
+    """Share of these that may stand where stage 0 has no depth, on a smooth continuation: what only one photo shows. 0 disables. Not with --init hier."""
     init_opacity: float = 0.1
-    """Opacity that every Gaussian starts with."""
+    """Opacity that every Gaussian starts with. Not with --init hier, which has its own."""
     sh_degree: int = 2
     """Degree of the view-dependent colour, 0 to 3. Few photos can't tell it from geometry: higher overfits."""
     sh_degree_every: int = 1000
@@ -130,6 +135,8 @@ def main(cfg: Config) -> Path:
     kept = kept_views(cfg.source, stage0.dir, split)
     novel = Cameras.from_json(stage0.dir / "novel_cameras.json")
     inputs = {"stage0": stage0, "kept photos": list(kept.image_paths)}
+    if cfg.hier_weights is not None:
+        inputs["hier weights"] = [cfg.hier_weights]
     with open_stage(cfg.model_dir, "stage1", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
             run_on(choice, lambda on: make(cfg, stage, stage0, split, kept, novel, on))
@@ -166,6 +173,12 @@ def check_config(cfg: Config) -> None:
     check_range("init_opacity", cfg.init_opacity, 0.01, 0.99)
     check_range("fill_share", cfg.fill_share, 0, below=1)
     cfg.strategy.check()
+    if cfg.hier_weights is not None and cfg.init != "hier":
+        raise ValueError("--hier-weights is for --init hier. Pass both, or leave it out.")
+    if cfg.hier_weights is not None and not cfg.hier_weights.is_file():
+        raise FileNotFoundError(
+            f"--hier-weights {cfg.hier_weights}: no such file. tools/train_hier_init.py writes OUT/model_final.safetensors; without the flag stage 0's depth is used."
+        )
 
 
 def optimise(
@@ -174,14 +187,7 @@ def optimise(
     """Fit Gaussians on the points of stage 0 to the kept photos."""
     checkpoint = stage.scratch / "run.pth"
     rates = LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means)
-    policy = DensifyPolicy(
-        cfg.densify,
-        cfg.strategy.densify_from,
-        cfg.strategy.densify_until,
-        cfg.strategy.densify_every,
-        cfg.densify_grad_threshold,
-        max_gaussians=cfg.max_gaussians,
-    )
+    policy = cfg.strategy.densify_policy(cfg.densify, cfg.densify_grad_threshold, cfg.max_gaussians)
     sh_degree = cfg.strategy.sh_degree(cfg.sh_degree, len(kept))
     sampler = ViewSampler(kept.cameras.names, seed=cfg.seed)
     refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
@@ -197,18 +203,7 @@ def optimise(
         run = load_run(checkpoint, rates, sampler, refined, device)
     else:
         cloud = read_points_ply(stage0.dir / "points.ply")
-        points, rgbs, num_guessed = starting_points(
-            cloud, kept, known_depths(stage0.dir, kept.names), cfg.max_init_points, cfg.fill_share
-        )
-        logger.info(
-            "stage1: %d Gaussians from the %d points of stage 0, %d where it has none",
-            len(points) - num_guessed,
-            len(cloud.points),
-            num_guessed,
-        )
-        gaussians = gaussians_from_points(
-            points.to(device), rgbs.to(device), sh_degree, cfg.init_opacity
-        )
+        gaussians = initial_gaussians(cfg, stage, stage0, kept, cloud, sh_degree, device)
         extent = scene_extent(kept.cameras, cloud.points)
         run = start_run(gaussians, rates, extent, sampler, cfg.seed)
         if refined.any:
@@ -218,7 +213,7 @@ def optimise(
             run.refinement = Refinement(cameras.to(device), extent, refined)
 
     num_steps = cfg.sample_iteration
-    use_strategies(run, cfg.strategy, kept, stage0.dir, num_steps, cfg.seed)
+    use_strategies(run, cfg.strategy, kept, partial(read_depth, stage0.dir), num_steps, cfg.seed)
     with cpus_for_kernels(), progress(num_steps, "stage 1", start=run.step) as bar:
         while run.step < num_steps:
             set_means_rate(run.optimizer, rates, run.scene_extent, run.step / num_steps)
@@ -241,6 +236,35 @@ def optimise(
             bar.update(run.step, loss=loss, gaussians=run.gaussians.num)
     finish_run(run)
     return run
+
+
+def initial_gaussians(
+    cfg: Config,
+    stage: Stage,
+    stage0: Manifest,
+    kept: Scene,
+    cloud: PointCloud,
+    sh_degree: int,
+    device: torch.device,
+) -> Gaussians:
+    """Make what the optimisation starts with, on the device."""
+    if cfg.init == "hier":
+        most = cfg.max_init_points
+        start = hier_start(kept, stage0.dir, cfg.hier_weights, most, sh_degree, device)
+        start.save(stage.dir / "layers")
+        counts = ", ".join(str(part.num) for part in start.parts)
+        logger.info("stage1: levels of %s Gaussians, coarse to fine", counts)
+        return start.gaussians.to(device)
+    points, rgbs, num_guessed = starting_points(
+        cloud, kept, known_depths(stage0.dir, kept.names), cfg.max_init_points, cfg.fill_share
+    )
+    logger.info(
+        "stage1: %d Gaussians from the %d points of stage 0, %d where it has none",
+        len(points) - num_guessed,
+        len(cloud.points),
+        num_guessed,
+    )
+    return gaussians_from_points(points.to(device), rgbs.to(device), sh_degree, cfg.init_opacity)
 
 
 def write_outputs(

@@ -30,11 +30,11 @@ from tyro.conf import arg
 from s2d.cameras import Cameras
 from s2d.checks import check_range
 from s2d.config import no_effect, run_script
+from s2d.device import Precision
 from s2d.fixer.adaptation import AdaptSettings, check_adaptation
 from s2d.fixer.analytic import MixMode
 from s2d.fixer.calibration import CalibratedFixer
 from s2d.fixer.choice import DEFAULTS, FixerName, choose_fixer
-from s2d.fixer.diffusion import Precision
 from s2d.fixer.interface import Fixer, FixResult
 from s2d.fixer.judge import Verdict, judge, publish
 from s2d.fixer.processes import Processes, join_processes

@@ -19,6 +19,7 @@ Example
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from s2d.cameras import Cameras
 from s2d.checks import check_range
 from s2d.config import no_effect, run_script
-from s2d.densify import DensifyPolicy
+from s2d.depth_io import read_depth
 from s2d.device import choose_device, run_on
 from s2d.files import atomic_write_json
 from s2d.fixed_views import FixedViews, find_fixed_views, fixed_view_reader, view_source
@@ -55,6 +56,7 @@ from s2d.novel.rounds import (
 from s2d.optim import LearningRates, active_sh_degree, set_means_rate
 from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import RefinementRates, start_refinement, write_refinement
+from s2d.renders import render_views
 from s2d.sampling import SampleDrop, ViewSampler
 from s2d.scene import Scene
 from s2d.scored_cameras import follow_refinement
@@ -69,7 +71,6 @@ from s2d.training import (
     optimise_view,
     record,
     refine_cameras,
-    render_views,
     run_checkpoint,
     save_run,
     saved_backdrop,
@@ -267,14 +268,7 @@ def optimise(
     """Go on from stage 1's Gaussians on both kinds of views."""
     checkpoint = stage.scratch / "run.pth"
     rates = LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means)
-    policy = DensifyPolicy(
-        cfg.densify,
-        cfg.strategy.densify_from,
-        cfg.strategy.densify_until,
-        cfg.strategy.densify_every,
-        cfg.densify_grad_threshold,
-        max_gaussians=cfg.max_gaussians,
-    )
+    policy = cfg.strategy.densify_policy(cfg.densify, cfg.densify_grad_threshold, cfg.max_gaussians)
     sampler = ViewSampler(
         kept.cameras.names, novel.names if fixed else (), cfg.alpha, cfg.sample_drop, cfg.seed
     )
@@ -311,8 +305,8 @@ def optimise(
     resident = memory.fit(device, cfg.data_device)
     views = views_on(view_source(kept, novel, fixed), device, resident)
     num_steps = cfg.iterations - first.step
-    stage0_dir = cfg.model_dir / "stage0"
-    use_strategies(run, cfg.strategy, kept, stage0_dir, cfg.iterations, cfg.seed, first)
+    stage0_depth = partial(read_depth, cfg.model_dir / "stage0")
+    use_strategies(run, cfg.strategy, kept, stage0_depth, cfg.iterations, cfg.seed, first)
     with cpus_for_kernels(), progress(cfg.iterations, "stage 3", start=run.step) as bar:
         while run.step < cfg.iterations:
             set_means_rate(

@@ -12,7 +12,6 @@ Example
 
 from __future__ import annotations
 
-import logging
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,27 +23,28 @@ from tyro.conf import arg
 
 from s2d.checks import check_range
 from s2d.config import no_effect, run_script
-from s2d.device import choose_device
-from s2d.files import atomic_write_json, content_hash
-from s2d.fixer.diffusion import Precision
-from s2d.fixer.training.ema import Ema
+from s2d.device import Precision, choose_device
+from s2d.files import atomic_write_json
 from s2d.fixer.training.evaluation import (
     describe,
-    find_lpips,
     repair_samples,
     score,
-    spread,
     write_sheet,
 )
 from s2d.fixer.training.losses import FixerLoss, LossWeights
-from s2d.fixer.training.pairs import load_splits
-from s2d.fixer.training.run_folder import RunFolder, open_run_folder, training_key
-from s2d.fixer.training.samples import ImagePrep, PairSamples, Sharing, load_batches
-from s2d.fixer.training.scalars import ScalarWriter
+from s2d.fixer.training.pairs import fingerprint, load_splits
+from s2d.fixer.training.samples import ImagePrep, PairSamples
 from s2d.fixer.training.schedule import LrSchedule, rate_factor
-from s2d.fixer.training.state import TrainingState
 from s2d.fixer.training.trainable import Trainee, make_trainee
 from s2d.log import logger, progress
+from s2d.metrics import find_lpips
+from s2d.runs.batches import Sharing, load_batches
+from s2d.runs.ema import Ema
+from s2d.runs.launch import make_accelerator
+from s2d.runs.run_folder import RunFolder, open_run_folder, training_key
+from s2d.runs.scalars import ScalarWriter
+from s2d.runs.state import TrainingState
+from s2d.sampling import spread
 
 if TYPE_CHECKING:  # takes seconds to import
     from accelerate import Accelerator
@@ -159,7 +159,10 @@ class Config:
 def main(cfg: Config) -> Path:
     """Train; returns the file with the final weights."""
     check_config(cfg)
-    accelerator = make_accelerator(cfg)
+    if cfg.device == "cuda":
+        choose_device(cfg.device, kernels=False)
+    on_cpu = cfg.device == "cpu"
+    accelerator = make_accelerator(cfg.precision, on_cpu, compiled=cfg.compile)
     evaluates = cfg.eval_freq > 0 or cfg.viz_freq > 0
     train_pairs, test_pairs = load_splits(
         cfg.dataset_folder, cfg.reference_window, cfg.test_scenes, evaluates
@@ -210,13 +213,9 @@ def main(cfg: Config) -> Path:
     num_steps = cfg.max_train_steps
     if num_steps < 0:
         num_steps = max(1, cfg.num_training_epochs * len(train_pairs) // samples_per_step)
-    key = training_key(
-        cfg,
-        train_pairs,
-        samples_per_step,
-        content_hash(cfg.init_weights) if cfg.init_weights else "none",
-        endless=cfg.lr_schedule == "constant",
-    )
+    endless = cfg.lr_schedule == "constant"
+    pairs = fingerprint(train_pairs)
+    key = training_key(cfg, samples_per_step, cfg.init_weights, endless, pairs=pairs)
     with ExitStack() as stack:
         if accelerator.is_main_process:
             folder = stack.enter_context(
@@ -392,29 +391,6 @@ def check_config(cfg: Config) -> None:
         )
     if cfg.enable_xformers_memory_efficient_attention:
         logger.info("xformers is not needed: torch's own attention saves the same memory")
-
-
-def make_accelerator(cfg: Config) -> Accelerator:
-    """Set up devices and processes as the launcher says; all but the main process are quiet from here on."""
-    from accelerate import Accelerator
-
-    if cfg.device == "cuda":
-        choose_device(cfg.device, kernels=False)
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(cfg.precision, cfg.precision),
-        cpu=cfg.device == "cpu",
-        dynamo_backend="inductor" if cfg.compile else "no",
-    )
-    if not accelerator.is_main_process:
-        logger.setLevel(logging.CRITICAL + 1)
-    logger.info(
-        "device: %s, %d process%s, %s",
-        accelerator.device,
-        accelerator.num_processes,
-        "es" * (accelerator.num_processes > 1),
-        cfg.precision,
-    )
-    return accelerator
 
 
 def require_finite(loss: Tensor, batch: dict[str, Tensor], samples: PairSamples, step: int) -> None:

@@ -32,11 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from s2d.fixer.analytic import AnalyticFixer
 from s2d.fixer.diffusion import load_compact_fixer
 from s2d.fixer.interface import Fixer
-from s2d.fixer.training.evaluation import find_lpips, spread
 from s2d.fixer.training.pairs import Pair, load_pairs
 from s2d.images import read_image, write_image
 from s2d.log import progress, setup_logging
-from s2d.metrics import Lpips, psnr, ssim
+from s2d.metrics import Lpips, find_lpips, psnr, ssim
+from s2d.sampling import spread
 
 SPARSE = re.compile(r".+_sparse-k(?P<kept>\d+)-s(?P<seed>\d+)_\d+\.png")
 STATES = ("render", "analytic", "fixed")

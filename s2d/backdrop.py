@@ -10,16 +10,17 @@ which is solved by repetition. What stands in those directions is unknown; a smo
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
-from s2d.geometry import invert_rigid, project
+from s2d.geometry import fibonacci_sphere, in_picture, project
 from s2d.rasterize import rasterize
-from s2d.scene import Scene
 from s2d.sh import rgb_to_sh0
 
 NUM = 6000  # Gaussians: 2.6 degrees from one to the next
@@ -40,18 +41,20 @@ TOLERANCE = 1e-5  # change of a colour in a round
 @torch.no_grad()
 def backdrop(
     gaussians: Gaussians,
-    kept: Scene,
+    cameras: Cameras,
+    photos: Sequence[Tensor],  # [H, W, 3] each
 ) -> Gaussians:
     """Make the sphere for a scene.
 
     Args:
         gaussians: The scene.
-        kept: The kept views alone, with the cameras that the scene is trained with.
+        cameras: The kept views, as the scene is trained with them.
+        photos: Theirs, in the scene's exposure. [H, W, 3] each, on the CPU
 
     Returns:
         NUM Gaussians of the same colour degree, to be drawn together with the scene. On the device of `gaussians`.
     """
-    centres = invert_rigid(kept.cameras.viewmats.double())[:, :3, 3]
+    centres = cameras.centers.cpu().double()
     middle = centres.mean(0)
     distances = (gaussians.means.detach().cpu().double() - middle).norm(dim=1)
     reach = max(
@@ -61,7 +64,7 @@ def backdrop(
     directions = fibonacci_sphere(NUM)
     means = middle + radius * directions
     step = math.sqrt(4 * math.pi / NUM)  # radians
-    colours = _colours(gaussians, kept, means, directions, step)
+    colours = _colours(gaussians, cameras.to("cpu"), photos, means, directions, step)
     device = gaussians.means.device
     result = Gaussians(
         means=means.float(),
@@ -74,17 +77,10 @@ def backdrop(
     return result.to(device)
 
 
-def fibonacci_sphere(num: int) -> Tensor:
-    """Spread unit vectors evenly: equal heights, turned by the golden angle from one to the next. [num, 3] float64"""
-    k = torch.arange(num, dtype=torch.float64) + 0.5
-    height, angle = 1 - 2 * k / num, k * math.pi * (3 - math.sqrt(5))
-    radius = (1 - height**2).sqrt()
-    return torch.stack([radius * angle.cos(), radius * angle.sin(), height], 1)
-
-
 def _colours(
     gaussians: Gaussians,
-    kept: Scene,
+    cameras: Cameras,
+    photos: Sequence[Tensor],
     means: Tensor,  # [J, 3]
     directions: Tensor,  # [J, 3]
     step: float,
@@ -92,8 +88,8 @@ def _colours(
     """Colour of every direction. [J, 3] float64 in [0, 1]"""
     open_light = torch.zeros(NUM, 3, dtype=torch.float64)
     openness = torch.zeros(NUM, 1, dtype=torch.float64)
-    for camera in kept.cameras:
-        photo = kept.image(camera.names[0]).numpy()
+    for camera, picture in zip(cameras, photos, strict=True):
+        photo = picture.numpy()
         render = rasterize(gaussians, camera.to(gaussians.means.device))
         alpha = render.alpha[0].cpu().numpy()
         transparency = 1 - alpha
@@ -104,11 +100,10 @@ def _colours(
         light = cv2.blur(residual, (cell, cell)) + PHOTO * cv2.blur(photo, around)
         weight = cv2.blur(transparency, (cell, cell)) + PHOTO
         xy, z = project(means, camera.Ks[0].double(), camera.viewmats[0].double())
-        inside = (z > 0) & (xy > 0).all(1) & (xy[:, 0] < camera.width) & (xy[:, 1] < camera.height)
+        inside = in_picture(xy, z, camera.sizes[0])
         column, row = xy[inside].long().numpy().T
         open_light[inside] += torch.from_numpy(light[row, column]).double()
         openness[inside] += torch.from_numpy(weight[row, column]).double()[:, None]
-    photos = [kept.image(name) for name in kept.names]
     mean = torch.stack([photo.mean((0, 1)) for photo in photos]).mean(0).double()
     # In parts: all distances at once would take 0.3 GB.
     nearest = torch.cat(
@@ -126,13 +121,3 @@ def _colours(
         if change < TOLERANCE:
             break
     return colours.clamp(0, 1)
-
-
-def joined(first: Gaussians, second: Gaussians) -> Gaussians:
-    """All rows of two sets, of one colour degree, without gradients."""
-    return Gaussians(
-        **{
-            name: torch.cat([tensor.detach(), second.tensors()[name].detach()])
-            for name, tensor in first.tensors().items()
-        }
-    )

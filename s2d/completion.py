@@ -18,7 +18,7 @@ from torch import Tensor
 
 from s2d.cameras import Cameras
 from s2d.gaussians import thin_points
-from s2d.geometry import project, unproject
+from s2d.geometry import in_picture, project, unproject
 from s2d.scene import Scene
 
 FILL_SHARE = 0.1  # of the points that a scene starts with
@@ -132,7 +132,7 @@ def seen_through(
     result = torch.zeros(len(points), dtype=torch.bool)
     for camera in cameras:
         xy, z = project(points, camera.Ks[0], camera.viewmats[0])
-        inside = (z > 0) & (xy > 0).all(1) & (xy[:, 0] < camera.width) & (xy[:, 1] < camera.height)
+        inside = in_picture(xy, z, camera.sizes[0])
         column, row = xy[inside].long().unbind(1)
         surface = depths[camera.names[0]][0][row, column]
         result[inside] |= z[inside] < (1 - SEE_THROUGH) * surface

@@ -8,7 +8,7 @@ uses no `.item()`, `float(tensor)`, `nonzero` or boolean index, makes no tensor 
 tests/test_device_step.py holds it to that.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from native_build.cuda import on_gpu, to_gpu
@@ -22,9 +22,11 @@ from native_build.cuda.device import (
 from torch import Tensor
 
 __all__ = [
+    "DTYPES",
     "Choice",
     "DeviceUnusable",
     "NotEnoughMemory",
+    "Precision",
     "choose_device",
     "generator_on",
     "on_gpu",
@@ -32,6 +34,10 @@ __all__ = [
     "to_cpu",
     "to_device",
 ]
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""What a network computes in; weights that are trained stay in float32."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ Raw means before the activation: `log_scales` (exp → world units), `opacity_lo
 norm, spherical-harmonic coefficients `sh0` (constant) and `shN` (the rest). K = (degree + 1)² coefficients per channel.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,12 @@ class Gaussians:
     def to(self, device: torch.device | str) -> "Gaussians":
         """Return a copy on `device` (the same tensors if they are there already)."""
         return Gaussians(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+
+def concatenate(parts: Sequence[Gaussians]) -> Gaussians:
+    """Join the rows of several sets, first to last."""
+    columns = [part.tensors() for part in parts]
+    return Gaussians(**{name: torch.cat([c[name] for c in columns]) for name in columns[0]})
 
 
 def thin_points(

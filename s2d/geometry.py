@@ -8,6 +8,8 @@ Notation
 Camera axes are OpenCV's: x right, y down, z forward. Depth is z, not the length of the ray.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -145,6 +147,28 @@ def project(
     depths = in_camera[..., 2]
     homogeneous = in_camera @ K.mT
     return homogeneous[..., :2] / depths[..., None], depths
+
+
+def in_picture(
+    xy: Tensor,  # [..., 2]
+    z: Tensor,  # [...]
+    size: tuple[int, int],
+) -> Tensor:
+    """Whether what `project` returned is in front of the camera and within a picture of `size` (width, height). [...] bool"""
+    width, height = size
+    x, y = xy.unbind(-1)
+    return (z > 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
+
+
+def fibonacci_sphere(
+    num: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Spread unit vectors evenly: equal heights, turned by the golden angle from one to the next. [num, 3] float64"""
+    k = torch.arange(num, dtype=torch.float64, device=device) + 0.5
+    height, angle = 1 - 2 * k / num, k * math.pi * (3 - math.sqrt(5))
+    radius = (1 - height**2).sqrt()
+    return torch.stack([radius * angle.cos(), radius * angle.sin(), height], -1)
 
 
 def unproject(

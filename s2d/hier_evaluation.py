@@ -37,7 +37,7 @@ from s2d.hier.judging import Judged, Predict, Scores, fly, judge, mean_scores, s
 from s2d.hier.views import Views
 from s2d.hier.weights import load_model
 from s2d.log import logger, progress
-from s2d.metrics import LpipsUnavailable, load_lpips
+from s2d.metrics import find_lpips
 from s2d.pairs.dataset import read_json
 from s2d.scene import Scene
 
@@ -226,11 +226,7 @@ def judge_contestant(
     key = {**config_to_dict(cfg, only_hashed=True), "data": str(cfg.data), "index": str(cfg.index), "contestant": state}  # fmt: skip
     stored = read_json(partial) if partial.is_file() else {}
     rows: Rows = stored["rows"] if stored.get("key") == key else {}
-    lpips = None
-    try:
-        lpips = load_lpips("vgg")
-    except LpipsUnavailable as error:
-        logger.warning("%s", error)
+    lpips = find_lpips("vgg")
     shown: list[Judged] = []
     show_every = max(1, len(cases) // SHEET_ROWS)
     try:

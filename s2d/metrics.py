@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2d.checks import check_shape
+from s2d.log import logger
 
 # An exact match has infinite PSNR, which JSON cannot hold; 1e-10 is far below one 8-bit step in one pixel of a megapixel.
 SMALLEST_MSE = 1e-10
@@ -245,6 +246,16 @@ def load_lpips(net: str, *, download: bool = True) -> Lpips:
         kernel = weights[f"{layer}.weight"]
         weights[f"{layer}.weight"] = kernel.contiguous(memory_format=torch.channels_last)
     return Lpips(net, weights, heads)
+
+
+def find_lpips(net: str, *, download: bool = True) -> Lpips | None:
+    """Load LPIPS where it can be had; without it a message says why, unless fetching it was not asked for."""
+    try:
+        return load_lpips(net, download=download)
+    except LpipsUnavailable as error:
+        if download:
+            logger.warning("%s", error)
+        return None
 
 
 def _load_heads(net: str) -> list[Tensor]:

@@ -105,3 +105,12 @@ class ViewSampler:
         self.fixed.stack = list(state["fixed_stack"])
         self.num_kept = state["num_kept"]
         self.num_drawn = state["num_drawn"]
+
+
+def spread(num: int, count: int) -> list[int]:
+    """Positions of `count` of `num` things, evenly spread over all of them; all where there are no more."""
+    return (
+        [(2 * k + 1) * num // (2 * count) for k in range(count)]
+        if count < num
+        else list(range(num))
+    )

@@ -7,14 +7,14 @@ A run is where its Gaussians are; `s2d.device` says what a step may not do on a 
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from s2d.backdrop import backdrop, joined
+from s2d.backdrop import backdrop
 from s2d.cameras import Cameras
 from s2d.checks import check_finite
 from s2d.densify import (
@@ -24,26 +24,21 @@ from s2d.densify import (
     reset_opacity,
 )
 from s2d.device import on_gpu
-from s2d.gaussians import Checkpoint, Gaussians, load_checkpoint, save_checkpoint
-from s2d.images import image_writer
-from s2d.log import progress
+from s2d.gaussians import Checkpoint, Gaussians, concatenate, load_checkpoint, save_checkpoint
 from s2d.losses import photometric_loss
-from s2d.model_folder import render_name
 from s2d.optim import LearningRates, SparseGaussianAdam, create_optimizer
 from s2d.rasterize import TrainingView, rasterize, training_view
 from s2d.refinement import Refinement, RefinementRates
 from s2d.sampling import ViewSampler
 from s2d.scene import Scene
 from s2d.strategies.active import ActiveStrategies
-from s2d.strategies.evidence import Evidence
+from s2d.strategies.evidence import Evidence, ReadDepth
 from s2d.strategies.settings import Strategy
 from s2d.strategies.view import StrategyView
 
 HISTORY_EVERY = 20
 # Share of a stage's schedule that is trained in front of black: before it is done, what stays open says little about what must.
 BACKDROP_FROM = 0.8
-# Views drawn at once on a GPU, which one small view does not fill, as long as they have no more Gaussians in all.
-BATCH_VIEWS, BATCH_GAUSSIANS = 8, 4_000_000
 
 
 @dataclass
@@ -126,7 +121,7 @@ def use_strategies(
     run: TrainingRun,
     settings: Strategy,
     kept: Scene,
-    stage0_dir: Path,
+    read_depth: ReadDepth,
     last_step: int,
     seed: int,
     first: Checkpoint | None = None,
@@ -137,14 +132,14 @@ def use_strategies(
         run: Changed in place.
         settings: Which, and how much.
         kept: The kept views.
-        stage0_dir: OUT/stage0, for the depth of the kept views.
+        read_depth: Stage 0's depth of a kept view, by name; called where a strategy asks for it.
         last_step: Of the stage; shares of the schedule refer to it.
         seed: Of the strategies' own random numbers.
         first: The finished run that this one starts from, if any.
     """
     if not settings.active:
         return
-    evidence = Evidence(kept, stage0_dir, run.gaussians.means.device)
+    evidence = Evidence(kept, read_depth, run.gaussians.means.device)
     run.strategies = ActiveStrategies(
         settings, evidence, run.gaussians, run.scene_extent, last_step, seed
     )
@@ -164,9 +159,14 @@ def stand_backdrop(run: TrainingRun, kept: Scene, first_step: int, last_step: in
     """
     if run.step != first_step + round(BACKDROP_FROM * (last_step - first_step)):
         return
+    cameras, photos = kept.cameras, [kept.image(name) for name in kept.names]
     if run.refinement is not None:
-        kept = replace(kept, cameras=run.refinement.cameras())
-    run.stand_before(backdrop(run.gaussians.detached(), kept))
+        cameras, gains = run.refinement.cameras(), run.refinement.gains()
+        photos = [
+            photo / torch.tensor(gains[name])
+            for name, photo in zip(kept.names, photos, strict=True)
+        ]
+    run.stand_before(backdrop(run.gaussians.detached(), cameras, photos))
 
 
 def finish_run(run: TrainingRun) -> None:
@@ -179,7 +179,7 @@ def finish_run(run: TrainingRun) -> None:
     run.scene = run.gaussians.detached()
     if run.backdrop is None:
         return
-    run.scene = joined(run.scene, run.backdrop)
+    run.scene = concatenate([run.scene, run.backdrop])
     if run.support is not None:  # nobody has seen a backdrop
         run.support = torch.cat([run.support, run.support.new_zeros(run.backdrop.num)])
 
@@ -365,31 +365,6 @@ def load_run(
             device=device,
         )
     return run
-
-
-def render_views(gaussians: Gaussians, cameras: Cameras, folder: Path) -> None:
-    """Render the cameras, one PNG per view, named after it; they are encoded while the next are drawn."""
-    gaussians, done = gaussians.detached(), 0
-    with image_writer() as write, progress(len(cameras), "novel renders") as bar:
-        for batch in render_batches(gaussians, cameras):
-            images = rasterize(gaussians, batch).rgb.cpu()
-            for name, image in zip(batch.names, images, strict=True):
-                write(folder / render_name(name), image)
-            done += len(batch)
-            bar.update(done)
-
-
-def render_batches(gaussians: Gaussians, cameras: Cameras) -> Iterator[Cameras]:
-    """Divide cameras into what is drawn at once, in order: one on the CPU; some of one size on a GPU."""
-    most = 1
-    if on_gpu(gaussians.means):
-        most = max(1, min(BATCH_VIEWS, BATCH_GAUSSIANS // max(gaussians.num, 1)))
-    first = 0
-    while first < len(cameras):
-        sizes = cameras.sizes[first : first + most]
-        count = next((k for k, size in enumerate(sizes) if size != sizes[0]), len(sizes))
-        yield cameras[first : first + count]
-        first += count
 
 
 def _load_moments(optimizer: torch.optim.Adam, state: dict) -> None:

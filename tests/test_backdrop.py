@@ -1,18 +1,16 @@
 """The sphere behind the scene: closed, of the photos' colours, and invisible to the photos that the scene explains."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from s2d import backdrop as module
-from s2d.backdrop import backdrop, fibonacci_sphere, joined
+from s2d.backdrop import backdrop
 from s2d.cameras import Cameras
-from s2d.gaussians import Gaussians, gaussians_from_points
-from s2d.geometry import look_at
+from s2d.gaussians import Gaussians, concatenate, gaussians_from_points
+from s2d.geometry import fibonacci_sphere, look_at
 from s2d.rasterize import rasterize
-from s2d.scene import Scene
 
 SIZE = (48, 36)
 K = torch.tensor([[40.0, 0, 24], [0, 40, 18], [0, 0, 1]])
@@ -26,16 +24,12 @@ def camera(direction) -> Cameras:
     return Cameras(viewmat, K[None], (SIZE,), ("a",))
 
 
-def scene_of(photo, cameras=None) -> Scene:
-    cameras = camera([0.1, 0.0, 1.0]) if cameras is None else cameras
-    return Scene("s", cameras, (Path("a"),), None, {"a": photo})
-
-
 def some_gaussians(means) -> Gaussians:
     points = torch.as_tensor(means, dtype=torch.float32)
     return gaussians_from_points(points, torch.full_like(points, 0.8), 1, init_opacity=0.99)
 
 
+AHEAD = camera([0.1, 0.0, 1.0])
 BEHIND = [[0.0, 0, -1], [0.1, 0, -1], [0, 0.1, -1], [0.1, 0.1, -1]]
 
 
@@ -57,7 +51,7 @@ def test_one_colour_all_around(direction):
     colour = torch.tensor([0.2, 0.5, 0.7])
     nothing = some_gaussians(BEHIND)
     nothing.opacity_logits.fill_(-20)
-    sphere = backdrop(nothing, scene_of(colour.expand(SIZE[1], SIZE[0], 3).contiguous()))
+    sphere = backdrop(nothing, AHEAD, [colour.expand(SIZE[1], SIZE[0], 3).contiguous()])
     render = rasterize(sphere, camera(direction))
     assert float(render.alpha.min()) > 0.9  # measured 0.97
     shown = render.rgb[0] / render.alpha[0]
@@ -72,8 +66,8 @@ def test_what_the_photo_shows_stays():
     shown = rasterize(wall, view)
     assert 0.3 < float(shown.alpha.mean()) < 0.7
     photo = shown.rgb[0].detach()
-    sphere = backdrop(wall, scene_of(photo, view))
-    both = rasterize(joined(wall, sphere), view).rgb[0]
+    sphere = backdrop(wall, view, [photo])
+    both = rasterize(concatenate([wall, sphere]), view).rgb[0]
     assert float((both - photo).abs().mean()) < 0.01  # measured 0.003
     beside = rasterize(sphere, camera([0.1, 0, -1])).rgb[0]
     assert float(beside.mean()) > 0.05
@@ -82,12 +76,12 @@ def test_what_the_photo_shows_stays():
 def test_scale_and_place_of_the_world_do_not_matter():
     photo = torch.rand(SIZE[1], SIZE[0], 3, generator=torch.manual_seed(0))
     view, near = camera([0.0, 0, 1]), some_gaussians([[0.0, 0, 2], [1, 0, 2], [0, 1, 3], [1, 1, 2]])
-    first = backdrop(near, scene_of(photo, view))
+    first = backdrop(near, view, [photo])
     shift, factor = torch.tensor([3.0, -2.0, 1.0]), 7.0
     moved = replace(near, means=factor * near.means + shift, log_scales=near.log_scales + 1.9459101)
     viewmat = view.viewmats.clone()
     viewmat[0, :3, 3] = -viewmat[0, :3, :3] @ shift
-    second = backdrop(moved, scene_of(photo, replace(view, viewmats=viewmat)))
+    second = backdrop(moved, replace(view, viewmats=viewmat), [photo])
     expected = factor * first.means + shift
     assert float((second.means - expected).norm() / expected.norm()) < 1e-6
     assert float((second.sh0 - first.sh0).norm() / first.sh0.norm()) < 1e-5
@@ -95,10 +89,10 @@ def test_scale_and_place_of_the_world_do_not_matter():
 
 def test_it_is_far_and_has_the_scenes_colour_degree():
     scene = some_gaussians(BEHIND)
-    sphere = backdrop(scene, scene_of(torch.rand(SIZE[1], SIZE[0], 3)))
+    sphere = backdrop(scene, AHEAD, [torch.rand(SIZE[1], SIZE[0], 3)])
     assert sphere.num == module.NUM and sphere.sh_degree == scene.sh_degree
     distances = sphere.means.norm(dim=1)
     assert float(distances.min()) > 4 * float(scene.means.norm(dim=1).max())
-    everything = joined(scene, sphere)
+    everything = concatenate([scene, sphere])
     assert everything.num == scene.num + module.NUM
     assert torch.equal(everything.means[: scene.num], scene.means)

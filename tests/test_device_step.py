@@ -22,6 +22,7 @@ from s2d.layers.task import LayerTask
 from s2d.memory_plan import TrainingMemory
 from s2d.optim import LearningRates
 from s2d.refinement import Refinement, RefinementRates
+from s2d.renders import render_batches
 from s2d.sampling import ViewSampler
 from s2d.strategies.active import ActiveStrategies
 from s2d.strategies.settings import Strategy
@@ -29,7 +30,6 @@ from s2d.training import (
     load_run,
     optimise_view,
     refine_cameras,
-    render_batches,
     save_run,
     start_run,
 )

@@ -22,6 +22,7 @@ LAYERS = [
         "losses",
         "metrics",
         "memory_plan",
+        "runs",
     },
     {
         "cameras",
@@ -34,7 +35,16 @@ LAYERS = [
         "transforms_io",
     },
     {"scene", "split", "sampling", "trajectories", "gaussians", "alignment", "capture", "poses"},
-    {"rasterize", "densify", "optim", "refinement", "model_folder", "views", "completion"},
+    {
+        "rasterize",
+        "densify",
+        "optim",
+        "refinement",
+        "model_folder",
+        "views",
+        "completion",
+        "renders",
+    },
     {
         "guidance",
         "fixer",
@@ -68,7 +78,7 @@ ONLY_IMPORTERS = {
     "huggingface_hub": {"fixer"},  # comes with diffusers
     "yaml": {"config"},
     "tyro": {"config"},
-    "plyfile": {"ply_io", "depth_io"},
+    "plyfile": {"ply_io"},
     "starlette": {"layers"},
     "uvicorn": {"layers"},
     "viser": {"viewer"},

@@ -336,7 +336,7 @@ def test_curves_go_to_tensorboard_where_it_is_installed(cfg, monkeypatch):
         def close(self):
             written.append("closed")
 
-    monkeypatch.setattr("s2d.fixer.training.scalars.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("s2d.runs.scalars.importlib.util.find_spec", lambda name: name)
     module = types.SimpleNamespace(SummaryWriter=SummaryWriter)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     main(replace(cfg, max_train_steps=1))

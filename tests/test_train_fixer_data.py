@@ -8,8 +8,9 @@ import torch
 from tiny_pairs import HEIGHT, WIDTH, write_pairs
 
 from s2d.fixer.training.pairs import load_pairs
-from s2d.fixer.training.samples import ImagePrep, PairSamples, Sharing, load_batches
+from s2d.fixer.training.samples import ImagePrep, PairSamples
 from s2d.images import read_image, write_image
+from s2d.runs.batches import Sharing, load_batches
 
 
 @pytest.fixture(scope="module")

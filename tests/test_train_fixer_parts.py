@@ -22,7 +22,6 @@ from s2d import metrics
 from s2d.fixer.features import TransformerFeatures
 from s2d.fixer.network.compact import load_compact
 from s2d.fixer.network.difix import load_difix
-from s2d.fixer.training.ema import Ema
 from s2d.fixer.training.losses import FixerLoss, LossWeights, ssim, structural_loss
 from s2d.fixer.training.perceptual import (
     TappedBackbone,
@@ -33,6 +32,7 @@ from s2d.fixer.training.perceptual import (
 from s2d.fixer.training.schedule import rate_factor
 from s2d.fixer.training.trainable import make_trainee
 from s2d.metrics import BACKBONES, Lpips
+from s2d.runs.ema import Ema
 
 NETS = ("alex", "vgg")
 

@@ -26,29 +26,29 @@ import torch
 from torch import Tensor
 
 from s2d.checks import check_range
-from s2d.config import config_to_dict, no_effect, run_script
+from s2d.config import no_effect, run_script
+from s2d.device import Precision
 from s2d.export import write_video
-from s2d.files import atomic_write_json, content_hash
-from s2d.fixer.diffusion import Precision
-from s2d.fixer.training.ema import Ema
-from s2d.fixer.training.run_folder import FORMAT, RunFolder, open_run_folder
-from s2d.fixer.training.samples import Sharing, load_batches
-from s2d.fixer.training.scalars import ScalarWriter
-from s2d.fixer.training.state import TrainingState
+from s2d.files import atomic_write_json
 from s2d.hier.config import NUM_LEVELS, HierConfig
 from s2d.hier.data.samples import TrainingSamples, as_views
 from s2d.hier.data.settings import SampleSettings
 from s2d.hier.data.sources import Case, chunk_cases, open_sources, posed_cases
 from s2d.hier.judging import write_sheet
 from s2d.hier.model import HierModel
-from s2d.hier.training.interrupt import stop_between_steps
-from s2d.hier.training.launch import make_accelerator
 from s2d.hier.training.losses import HierLoss, HierWeights
 from s2d.hier.training.schedule import RateSchedule, rate_factor
 from s2d.hier.training.validation import choose_cases, describe, film, judge_cases, scores_by_level
 from s2d.hier.weights import load_dino, load_model, save_model
 from s2d.log import logger, progress
-from s2d.metrics import Lpips, LpipsUnavailable, load_lpips
+from s2d.metrics import find_lpips
+from s2d.runs.batches import Sharing, load_batches
+from s2d.runs.ema import Ema
+from s2d.runs.interrupt import stop_between_steps
+from s2d.runs.launch import make_accelerator
+from s2d.runs.run_folder import RunFolder, open_run_folder, training_key
+from s2d.runs.scalars import ScalarWriter
+from s2d.runs.state import TrainingState
 
 if TYPE_CHECKING:  # takes seconds to import
     from accelerate import Accelerator
@@ -136,9 +136,18 @@ def main(cfg: Config) -> Path:
     torch.manual_seed(cfg.seed)
     model = make_model(cfg)
     lpips = find_lpips(cfg.lpips_net) if cfg.lambda_lpips > 0 else None
+    if lpips is None and cfg.lambda_lpips > 0:
+        logger.warning("The loss goes on without LPIPS.")
     weights = HierWeights(cfg.lambda_lpips if lpips else 0.0, cfg.lambda_depth)
     loss = HierLoss(weights, lpips, cfg.precision)
-    key = training_key(cfg, samples, lpips is not None)
+    key = training_key(
+        cfg,
+        samples_per_step,
+        cfg.init_weights,
+        cfg.lr_schedule == "constant",
+        data=[source.fingerprint() for source in samples.sources],
+        with_lpips=lpips is not None,
+    )
     with ExitStack() as stack:
         folder = RunFolder(cfg.output_dir, SUFFIX)
         if accelerator.is_main_process:
@@ -331,30 +340,6 @@ def save(
         "left_out": list(cfg.exclude_scenes),
     }
     save_model(path, model, info)
-
-
-def training_key(cfg: Config, samples: TrainingSamples, with_lpips: bool) -> dict:
-    """What the weights after a number of steps depend on; see `open_run_folder`."""
-    config = config_to_dict(cfg, only_hashed=True)
-    if cfg.lr_schedule == "constant":  # may be made longer
-        config.pop("max_train_steps")
-    return {
-        "format": FORMAT,
-        **config,
-        "samples_per_step": samples.samples_per_step,
-        "init_weights": content_hash(cfg.init_weights) if cfg.init_weights else "none",
-        "data": [source.fingerprint() for source in samples.sources],
-        "with_lpips": with_lpips,
-    }
-
-
-def find_lpips(net: str, download: bool = True) -> Lpips | None:
-    """LPIPS, or a message where its weights are not to be had."""
-    try:
-        return load_lpips(net, download=download)
-    except LpipsUnavailable as error:
-        logger.warning("%s Going on without LPIPS.", error)
-        return None
 
 
 def check_config(cfg: Config) -> None:

@@ -15,15 +15,16 @@ import torch
 
 from s2d.checks import check_range
 from s2d.fixer.diffusion import explained_loading
-from s2d.fixer.training.ema import Ema
-from s2d.fixer.training.evaluation import find_lpips
 from s2d.fixer.training.losses import FixerLoss, LossWeights
 from s2d.fixer.training.pairs import Pair
 from s2d.fixer.training.references import NEAREST
-from s2d.fixer.training.samples import ImagePrep, PairSamples, Sharing, load_batches
+from s2d.fixer.training.samples import ImagePrep, PairSamples
 from s2d.images import image_info
 from s2d.log import progress
+from s2d.metrics import find_lpips
 from s2d.pairs.trials import TrialPair
+from s2d.runs.batches import Sharing, load_batches
+from s2d.runs.ema import Ema
 
 # The backbone of LPIPS that takes a third of the other's time; the loss does without it where its weights are not here.
 LPIPS_NET = "alex"

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from s2d.checks import check_range, check_shape
+from s2d.device import DTYPES, Precision
 from s2d.files import list_files
 from s2d.fixer.interface import FixResult, as_photos
 from s2d.fixer.tiles import pad_to_multiple, run_tiled
@@ -26,10 +27,8 @@ from s2d.fixer.tiles import pad_to_multiple, run_tiled
 if TYPE_CHECKING:  # diffusers takes seconds to import
     from s2d.fixer.network.model import FixerModel
 
-Precision = Literal["fp32", "bf16", "fp16"]
 # The folders of a base model that are read; such a download may hold the same weights a second time beside them.
 MODEL_PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Mean absolute change of colour by which the network has painted something else than it was shown.
 CHANGE = 0.25

@@ -5,11 +5,11 @@ it was wrong. It is what `--init hier` does without weights, and what weights ha
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from s2d.checks import check_shape
-from s2d.hier.blocks import padded, reduced, upsampled
+from s2d.completion import complete_depth
+from s2d.hier.blocks import padded, reduced
 from s2d.hier.config import NUM_LEVELS, STRIDES
 from s2d.hier.decode import START_SCALE, GaussianGrid, decode, flatten, num_raw, scaled_Ks
 from s2d.hier.fusion import context_error
@@ -18,8 +18,8 @@ from s2d.hier.views import Views
 
 # Opacity of a cell whose depth is fully believed, and of one whose depth is a guess from its surroundings.
 BELIEVED_OPACITY, GUESSED_OPACITY = 0.9, 0.5
-# Confidence from which a depth is fully believed: stage 0's is 1 - exp(-views) times the match, about 0.3 for one good agreement.
-FULL_CONFIDENCE = 0.3
+# Confidence from which a depth is fully believed: more likely right than wrong, as stage 0's is calibrated.
+FULL_CONFIDENCE = 0.5
 # Five steps of an 8-bit picture.
 TOLERATED_ERROR = 0.02
 
@@ -49,7 +49,7 @@ def analytic_levels(
     images = padded(context.images.flatten(0, 1), multiple)
     height, width = images.shape[-2:]
     inverse, belief = filled_inverse_depth(
-        depth.flatten(0, 1), confidence.flatten(0, 1), context.far.flatten()
+        *(tensor.flatten(0, 1) for tensor in (depth, confidence, context.images, context.far))
     )
     inverse, belief = (padded(x[:, None], multiple) for x in (inverse, belief))
 
@@ -89,29 +89,21 @@ def _fading(error: Tensor, stride: int) -> Tensor:
 def filled_inverse_depth(
     depth: Tensor,  # [M, H, W]
     confidence: Tensor,  # [M, H, W]
+    photos: Tensor,  # [M, 3, H, W]
     far: Tensor,  # [M]
 ) -> tuple[Tensor, Tensor]:
-    """Continue depth into what has none: from ever larger surroundings, down to the mean of the whole view, or far away.
+    """Continue depth into what has none (`complete_depth`); a view that has none at all is far away.
 
     Returns:
         - inverse depth, > 0 everywhere [M, H, W]
         - belief: 1 where the depth is trusted, a little above 0 where it is guessed [M, H, W]
     """
-    known = (depth > 0).to(depth.dtype)
-    belief = known * (confidence / FULL_CONFIDENCE).clamp(1e-3, 1)
-    value = torch.where(depth > 0, 1 / depth.clamp(min=1e-12), torch.zeros_like(depth))
-    filled = _pull_push((value * belief)[:, None], belief[:, None], 1 / far[:, None, None, None])
-    inverse = torch.where(depth > 0, value, filled[:, 0])
-    return inverse, belief.clamp(min=1e-3)
-
-
-def _pull_push(weighted: Tensor, weight: Tensor, empty: Tensor) -> Tensor:
-    """Weighted means over squares of growing size, taken from the smallest square that knows anything. [M, 1, H, W]"""
-    height, width = weight.shape[-2:]
-    if height == width == 1:
-        coarser = empty
-    else:
-        fit = (0, width % 2, 0, height % 2)
-        half = [reduced(F.pad(x, fit), 2) for x in (weighted, weight)]
-        coarser = upsampled(_pull_push(*half, empty), 2)[..., :height, :width]
-    return torch.where(weight > 1e-9, weighted / weight.clamp(min=1e-9), coarser)
+    filled = [
+        complete_depth(*(tensor.cpu() for tensor in (own, trust, photo.permute(1, 2, 0)))).to(depth)
+        if bool((own > 0).any())
+        else edge.expand_as(own)
+        for own, trust, photo, edge in zip(depth, confidence, photos, far, strict=True)
+    ]
+    known = depth > 0
+    belief = known * (confidence / FULL_CONFIDENCE).clamp(max=1)
+    return 1 / torch.where(known, depth, torch.stack(filled)), belief.clamp(min=1e-3)

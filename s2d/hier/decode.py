@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2d.geometry import invert_rigid, pixel_grid, rotation_to_quat
+from s2d.geometry import fibonacci_sphere, invert_rigid, pixel_grid, rotation_to_quat
 from s2d.hier.config import STRIDES
 from s2d.hier.gaussians import HierGaussians
 from s2d.sh import rgb_to_sh0, sh_basis
@@ -28,6 +28,8 @@ MIN_SIZE, SIZE_RANGE, SIZE_UNIT = 0.5, 14.5, 0.1
 START_SCALE = (-1.75, -1.92, -2.91)
 # View-dependent bands start small: degree l is damped by 0.1 · 0.25^l, as published.
 BAND_DAMPING, BAND_FALL = 0.1, 0.25
+# Values that spherical harmonics are turned by: twice the 16 functions of degree 3.
+DIRECTIONS = 32
 
 
 @dataclass(frozen=True)
@@ -197,17 +199,8 @@ def rotate_sh(
     if degree == 0:
         return sh
     rotation = rotation.double()
-    directions = _directions(rotation)
+    directions = fibonacci_sphere(DIRECTIONS, rotation.device)
     new = torch.linalg.pinv(sh_basis(directions, degree))  # [K, S]
     old = sh_basis(directions @ rotation, degree)  # row d of d R is R⁻¹ d; [..., S, K]
     matrix = (new @ old).to(sh.dtype)  # block diagonal, [..., K, K]
     return matrix @ sh
-
-
-def _directions(like: Tensor) -> Tensor:
-    """32 directions spread over the sphere (a Fibonacci spiral), more than the 16 functions of degree 3 need. [32, 3]"""
-    place = torch.arange(32, device=like.device, dtype=like.dtype) + 0.5
-    z = 1 - place / 16
-    angle = place * 2.399963229728653  # the golden angle
-    radius = (1 - z * z).sqrt()
-    return torch.stack([radius * angle.cos(), radius * angle.sin(), z], -1)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from s2d.depth_io import depth_path
-from s2d.gaussians import Gaussians, thin_points
-from s2d.geometry import project
+from s2d.gaussians import Gaussians, concatenate, thin_points
+from s2d.geometry import in_picture, project
 from s2d.hier.analytic import analytic_levels
 from s2d.hier.config import NUM_LEVELS, STRIDES
 from s2d.hier.gaussians import OPACITY_MARGIN, HierGaussians
@@ -23,7 +23,7 @@ from s2d.hier.views import Views
 from s2d.hier.weights import load_model
 from s2d.layers.levels import write_levels
 from s2d.layers.manifest import Levels
-from s2d.layers.rows import concatenate, level_opacities, pick_rows
+from s2d.layers.rows import level_opacities, pick_rows
 from s2d.ply_io import read_points_ply
 from s2d.scene import Scene
 
@@ -70,23 +70,6 @@ class HierStart:
         return write_levels(folder, self.parts, self.opacities, rescales)
 
 
-def hier_gaussians(
-    kept: Scene,
-    stage0_dir: Path,
-    weights: Path | None,
-    max_gaussians: int,
-    sh_degree: int,
-) -> tuple[Gaussians, Tensor]:
-    """Make what stage 1 starts from; `hier_start` with the levels apart.
-
-    Returns:
-        - N <= max_gaussians Gaussians, coarsest level first
-        - the level of each row [N]
-    """
-    start = hier_start(kept, stage0_dir, weights, max_gaussians, sh_degree)
-    return start.gaussians, start.levels
-
-
 def hier_start(
     kept: Scene,
     stage0_dir: Path,
@@ -110,9 +93,7 @@ def hier_start(
         ValueError: A single kept view with weights; too few points to know the range of depth.
     """
     points = read_points_ply(stage0_dir / "points.ply").points
-    if (
-        weights is None
-    ):  # a view whose depth nobody knows has nothing to give; with none at all, reading says so
+    if weights is None:  # a view of unknown depth has nothing to give; if all are, reading says so
         known = [name for name in kept.names if depth_path(stage0_dir, name).is_file()]
         kept = kept.subset(known) if known else kept
     rows_per_pixel = sum(1 / stride**2 for stride in STRIDES)
@@ -225,11 +206,10 @@ def _compared(rows: _Rows, views: Views) -> tuple[Tensor, Tensor]:
         believed = rows.opacities[own[:, view], -1] >= BELIEVED_OPACITY
         depth_map = (project(surface, K, viewmat)[1] * believed).reshape(views.height, views.width)
         xy, depth = project(rows.gaussians.means, K, viewmat)
-        column, row = xy.nan_to_num(-1).clamp(-1, 1e6).floor().long().unbind(1)
-        inside = (depth > 0) & (column >= 0) & (row >= 0)
-        inside &= (column < views.width) & (row < views.height) & (rows.views != view)
+        inside = in_picture(xy, depth, (views.width, views.height)) & (rows.views != view)
+        column, row = xy[inside].long().unbind(1)
         there = torch.zeros_like(depth)
-        there[inside] = depth_map[row[inside], column[inside]]
+        there[inside] = depth_map[row, column]
         known = inside & (there > 0)
         contradicted += known & (depth < there * (1 - SAME_SURFACE))
         confirmed += known & ((depth - there).abs() <= there * SAME_SURFACE)

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from s2d.cameras import Cameras
 from s2d.depth_io import read_depth
-from s2d.geometry import project
+from s2d.geometry import in_picture, project
 from s2d.hier.views import Views
 from s2d.images import resize_image
 from s2d.scene import Scene
@@ -62,31 +63,36 @@ def depth_ranges(
     """
     ranges = []
     for name, camera in zip(kept.names, kept.cameras, strict=True):
-        depth = _depths_in_picture(points, camera.Ks[0], camera.viewmats[0], camera.sizes[0])
-        if len(depth) < MIN_POINTS:  # the picture may be small: all that is before the camera
-            _, depth = project(points, camera.Ks[0], camera.viewmats[0])
-            depth = depth[depth > 0]
-        if len(depth) < MIN_POINTS:
+        inside, depth = _seen(points, camera)
+        # The picture may be small: then all that is before the camera.
+        found = depth_range(depth[inside]) or depth_range(depth)
+        if found is None:
             raise ValueError(
-                f"depth_ranges: {len(depth)} points of stage 0 lie before the camera of {name}. Expected at least {MIN_POINTS}. "
+                f"depth_ranges: {int((depth > 0).sum())} points of stage 0 lie before the camera of {name}. Expected at least {MIN_POINTS}. "
                 "Keep more photos, or start stage 1 with --init points."
             )
-        shares = torch.tensor([NEAREST_SHARE, FARTHEST_SHARE])
-        # quantile() refuses more than 16 million numbers; clouds here have less than one.
-        near, far = torch.quantile(depth, shares).tolist()
-        ranges.append((WIDENED_NEAR * near, WIDENED_FAR * far))
+        ranges.append(found)
     near, far = torch.tensor(ranges).T
     return near, far
 
 
-def _depths_in_picture(points: Tensor, K: Tensor, viewmat: Tensor, size: tuple[int, int]) -> Tensor:
-    return project(points, K, viewmat)[1][_in_picture(points, K, viewmat, size)]
+def depth_range(
+    depths: Tensor,  # [P] camera z
+) -> tuple[float, float] | None:
+    """Where the depth of a view is to be searched, from that of the points that it sees; None where these are too few."""
+    depths = depths[depths > 0].double()
+    if len(depths) < MIN_POINTS:
+        return None
+    shares = depths.new_tensor([NEAREST_SHARE, FARTHEST_SHARE])
+    # quantile() refuses more than 16 million numbers; clouds here have less than one.
+    near, far = torch.quantile(depths, shares).tolist()
+    return WIDENED_NEAR * near, WIDENED_FAR * far
 
 
-def _in_picture(points: Tensor, K: Tensor, viewmat: Tensor, size: tuple[int, int]) -> Tensor:
-    xy, depth = project(points, K, viewmat)
-    inside = (xy > 0).all(1) & (xy < xy.new_tensor(size)).all(1)
-    return inside & (depth > 0)
+def _seen(points: Tensor, camera: Cameras) -> tuple[Tensor, Tensor]:
+    """Whether points lie in a camera's picture, and their depth. [P], [P]"""
+    xy, depth = project(points, camera.Ks[0], camera.viewmats[0])
+    return in_picture(xy, depth, camera.sizes[0]), depth
 
 
 def neighbours(
@@ -95,12 +101,7 @@ def neighbours(
     num: int,
 ) -> list[list[int]]:
     """Choose for every view the views to compare it with: those that share most points with it, at most `num`."""
-    seen = torch.stack(
-        [
-            _in_picture(points, camera.Ks[0], camera.viewmats[0], camera.sizes[0])
-            for camera in kept.cameras
-        ]
-    ).float()
+    seen = torch.stack([_seen(points, camera)[0] for camera in kept.cameras]).float()
     shared = seen @ seen.T
     # Where views share equally much, the nearer camera.
     shared = shared - 0.5 * torch.tanh(kept.cameras.pose_distances(kept.cameras)).float()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from s2d.checks import check_shape
 from s2d.files import atomic_write_bytes
-from s2d.gaussians import Gaussians
+from s2d.gaussians import Gaussians, concatenate
 from s2d.layers.manifest import (
     MANIFEST,
     DataFile,
@@ -23,7 +23,7 @@ from s2d.layers.manifest import (
 )
 from s2d.layers.quantise import Ranges
 from s2d.layers.records import Encoding, as_stored, encode_opacities, encode_rows
-from s2d.layers.rows import INVISIBLE, TRANSPARENT, concatenate, level_opacities, visible_rows
+from s2d.layers.rows import INVISIBLE, TRANSPARENT, level_opacities, visible_rows
 
 
 def write_levels(

@@ -1,4 +1,4 @@
-"""Rows of Gaussians across levels: joined, picked, and with which opacities they are shown.
+"""Rows of Gaussians across levels: picked, and with which opacities they are shown.
 
 Two thresholds on opacity. Below INVISIBLE the rasteriser draws nothing at all, so leaving such rows out changes no bit of a picture; below
 TRANSPARENT a row counts as unoccupied, as LapisGS's authors count.
@@ -27,12 +27,6 @@ def level_opacities(own: Sequence[Tensor], lists: Sequence[Tensor | None]) -> Te
     for below, new in zip(lists[1:], own[1:], strict=True):
         shown = torch.cat([shown if below is None else below, new])
     return shown
-
-
-def concatenate(parts: Sequence[Gaussians]) -> Gaussians:
-    """Join the rows of several sets, first to last."""
-    columns = [part.tensors() for part in parts]
-    return Gaussians(**{name: torch.cat([c[name] for c in columns]) for name in columns[0]})
 
 
 def pick_rows(gaussians: Gaussians, rows: Tensor | slice) -> Gaussians:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from s2d.files import atomic_write_bytes
-from s2d.gaussians import Gaussians
+from s2d.gaussians import Gaussians, concatenate
 from s2d.layers.manifest import MANIFEST, Levels, parse_levels
-from s2d.layers.rows import concatenate, level_opacities
+from s2d.layers.rows import level_opacities
 from s2d.log import logger
 
 PIECE_BYTES = 1 << 14

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from s2d.cameras import Cameras
-from s2d.gaussians import Gaussians
+from s2d.gaussians import Gaussians, concatenate
 from s2d.layers.levels import read_parts, write_levels
 from s2d.layers.manifest import MANIFEST, Levels, load_levels
 from s2d.layers.options import LayerFlags
-from s2d.layers.rows import concatenate, level_opacities
+from s2d.layers.rows import level_opacities
 from s2d.memory_plan import DataDevice
 from s2d.optim import LearningRates
 from s2d.ply_io import PointCloud

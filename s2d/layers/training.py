@@ -11,12 +11,12 @@ import torch
 
 from s2d.device import to_cpu
 from s2d.files import atomic_torch_save
-from s2d.gaussians import Gaussians, gaussians_from_points, thin_points
+from s2d.gaussians import Gaussians, concatenate, gaussians_from_points, thin_points
 from s2d.layers.density import remove_rows
 from s2d.layers.foundation import Foundation
 from s2d.layers.loop import LayerLoop
 from s2d.layers.options import LayerPlan
-from s2d.layers.rows import INVISIBLE, concatenate, pick_rows
+from s2d.layers.rows import INVISIBLE, pick_rows
 from s2d.layers.score import view_psnr
 from s2d.layers.task import LayerTask, TrainedLayers
 from s2d.log import logger, progress

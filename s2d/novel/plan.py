@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2d.cameras import Cameras
-from s2d.geometry import invert_rigid, look_at, project, unproject
+from s2d.geometry import in_picture, invert_rigid, look_at, project, unproject
 from s2d.guidance.cloud import SurfaceCloud
 from s2d.guidance.render import render_cloud
 from s2d.trajectories import path_cameras, short_tour, with_lens_of
@@ -38,10 +38,8 @@ MIN_COVERAGE = 0.75  # of what the kept views cover of their own pictures
 MIN_DISTANCE = 0.5  # of the nearest that a kept camera is to a surface
 MIN_GAIN = 0.02  # share of the picture
 ON_PATH = tuple(k / 8 for k in range(1, 8))
-ASIDE = (
-    0.25,
-    0.5,
-)  # of the distance to the next kept camera: as far out as the path's middle is from its ends
+# Of the distance to the next kept camera: as far out as the path's middle is from its ends.
+ASIDE = (0.25, 0.5)
 MAX_STEP = 0.35  # of the distance to the scene, where kept cameras stand far apart: half of it aside turns by 10 degrees
 
 
@@ -187,7 +185,7 @@ def _angles(
     height, width = other.depth.shape
     camera = other.camera.scaled((width, height))
     xy, z = project(points, camera.Ks[0].double(), camera.viewmats[0].double())
-    inside = (z > 0) & (xy >= 0).all(-1) & (xy[:, 0] < width) & (xy[:, 1] < height)
+    inside = in_picture(xy, z, (width, height))
     column, row = xy.nan_to_num().floor().long().unbind(-1)
     surface = other.depth[row.clamp(0, height - 1), column.clamp(0, width - 1)]
     visible = inside & ((surface == 0) | (z <= (1 + SAME_SURFACE) * surface))

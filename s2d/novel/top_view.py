@@ -13,10 +13,8 @@ SIZE = 720  # pixels, longer side
 MARGIN, LINE = 28, 24  # pixels around the drawing, for a line of text
 # RGB; orange and blue as in scene.glb, told apart in grey as well.
 KEPT, NOVEL, INK = (214, 102, 0), (46, 110, 214), (40, 40, 40)
-VISIBLE = (
-    0.1,
-    0.9,
-)  # quantiles of the points that set the frame: far ones would make the cameras small
+# Quantiles of the points that set the frame: far ones would make the cameras small.
+VISIBLE = (0.1, 0.9)
 
 
 def draw_top_view(cloud: SurfaceCloud, kept: Cameras, novel: Cameras) -> Tensor:

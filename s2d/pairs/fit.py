@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -79,8 +78,7 @@ def fit(
     rates = LearningRates()
     extent = scene_extent(views.cameras, cloud.points)
     run = start_run(gaussians, rates, extent, ViewSampler(views.names, seed=seed), seed)
-    # The defaults read nothing of stage 0's from the disk.
-    use_strategies(run, Strategy(), views, Path(), settings.num_steps, seed)
+    use_strategies(run, Strategy(), views, depths.__getitem__, settings.num_steps, seed)
     policy = DensifyPolicy(max_gaussians=settings.max_gaussians)
     degree_every = max(1, settings.num_steps // 4)  # stage 1: 1000 of 4000
     early: dict[int, Gaussians] = {}

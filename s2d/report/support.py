@@ -8,9 +8,8 @@ from s2d.gaussians import Gaussians
 from s2d.rasterize import rasterize
 from s2d.strategies.support import LEVELS, draw_support
 
-PAINT = (
-    0.65  # share of the colour; the rest is the render in grey, so that one sees what is painted
-)
+# Share of the colour; the rest is the render in grey, so that one sees what is painted.
+PAINT = 0.65
 LUMA = (0.299, 0.587, 0.114)
 
 

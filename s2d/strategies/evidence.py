@@ -1,22 +1,26 @@
 """What strategies may know beside the view of a step: the kept photos, their cameras, and stage 0's depth of them."""
 
+from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from s2d.cameras import Cameras
-from s2d.depth_io import depth_path, read_depth
 from s2d.scene import Scene
+
+# Name of a kept view -> its depth [H, W] and confidence [H, W], as `s2d.depth_io.read_depth` returns them.
+ReadDepth = Callable[[str], tuple[Tensor, Tensor]]
 
 
 class Evidence:
     """The kept views of a run."""
 
-    def __init__(self, kept: Scene, stage0_dir: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, kept: Scene, read_depth: ReadDepth, device: torch.device | str = "cpu"
+    ) -> None:
         self.kept = kept
-        self.stage0_dir = stage0_dir
+        self._read_depth = read_depth
         self.device = device
         self._names = set(kept.cameras.names)
 
@@ -39,10 +43,11 @@ class Evidence:
         return {camera.names[0]: self._depth(camera) for camera in self.kept.cameras}
 
     def _depth(self, camera: Cameras) -> tuple[Tensor, Tensor]:
-        depth, confidence = read_depth(self.stage0_dir, camera.names[0])
+        name = camera.names[0]
+        depth, confidence = self._read_depth(name)
         if depth.shape != (camera.height, camera.width):
             raise ValueError(
-                f"{depth_path(self.stage0_dir, camera.names[0])} is {depth.shape[1]}x{depth.shape[0]}. Expected {camera.width}x{camera.height}, the size of the photo. Run stage 0 "
+                f"Stage 0's depth of {name} is {depth.shape[1]}x{depth.shape[0]}. Expected {camera.width}x{camera.height}, the size of the photo. Run stage 0 "
                 "again with --overwrite."
             )
         return depth.to(self.device), confidence.to(self.device)

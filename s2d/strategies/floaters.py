@@ -12,7 +12,7 @@ from torch import Tensor
 
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
-from s2d.geometry import project
+from s2d.geometry import in_picture, project
 
 # Of the depth: stereo's own error is about 1 %, and a Gaussian of some size has its centre in front of or behind its surface.
 TOLERANCE = 0.1
@@ -41,8 +41,7 @@ def floaters(
     for camera, depth, confidence in views:
         there = camera.to(means.device)
         xy, z = project(means, there.Ks[0], there.viewmats[0])
-        width, height = camera.sizes[0]
-        inside = (z > 0) & (xy > 0).all(1) & (xy[:, 0] < width) & (xy[:, 1] < height)
+        inside = in_picture(xy, z, camera.sizes[0])
         rows = inside.nonzero()[:, 0]
         column, line = xy[rows].long().unbind(1)
         surface, weight = (

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from s2d.checks import check_range
+from s2d.densify import DensifyPolicy
 
 # Share of the Gaussians left out with V kept photos: DROPOUT_VIEWS / V.
 LARGEST_DROPOUT = 0.2
@@ -88,6 +89,19 @@ class Strategy:
         if self.dropout is not None:
             return self
         return replace(self, dropout=min(LARGEST_DROPOUT, DROPOUT_VIEWS / num_kept))
+
+    def densify_policy(
+        self, enabled: bool, grad_threshold: float, max_gaussians: int
+    ) -> DensifyPolicy:
+        """When and how the number of Gaussians changes; the arguments are the stages' own settings of it."""
+        return DensifyPolicy(
+            enabled,
+            self.densify_from,
+            self.densify_until,
+            self.densify_every,
+            grad_threshold,
+            max_gaussians=max_gaussians,
+        )
 
     def sh_degree(self, given: int, num_kept: int) -> int:
         """The highest degree to use with so many kept photos; `given` is what was asked for.

@@ -14,7 +14,6 @@ from s2d.hier.data.index import Pick
 from s2d.hier.data.overlap import (
     PairRule,
     PairSampler,
-    depth_range,
     evaluation_pairs,
     measure_overlaps,
 )
@@ -27,6 +26,7 @@ from s2d.hier.data.samples import (
     mirrored,
     with_unit_baseline,
 )
+from s2d.hier.kept_views import depth_range
 from s2d.scene import load_scene
 
 RULE = PairRule(min_overlap=0.3, min_angle=1.0, max_angle=60.0)

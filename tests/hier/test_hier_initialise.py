@@ -7,7 +7,7 @@ import torch
 from s2d.depth_io import depth_path, write_depth
 from s2d.geometry import invert_rigid, pixel_grid, project
 from s2d.hier.config import HierConfig
-from s2d.hier.initialise import hier_gaussians, hier_start
+from s2d.hier.initialise import hier_start
 from s2d.hier.kept_views import depth_ranges, neighbours
 from s2d.hier.model import HierModel
 from s2d.hier.weights import save_model
@@ -64,7 +64,7 @@ def test_without_weights_it_looks_like_the_photos_and_layers_can_start_from_it(
     parts = initial_rows(tmp_path / "layers", 3, 1)
     assert [part.num for part in parts] == levels.bincount().tolist()
     assert torch.equal(parts[2].means, start.parts[2].means)
-    again, _ = hier_gaussians(kept, stage0, None, MOST, 1)
+    again = hier_start(kept, stage0, None, MOST, 1).gaussians
     assert torch.equal(again.means, gaussians.means)
 
 
@@ -89,12 +89,13 @@ def test_with_weights_every_view_gives_its_own_rows(tiny_scene, stage0, tmp_path
     torch.manual_seed(0)
     weights = save_model(tmp_path / "w.safetensors", HierModel(HierConfig.named("tiny")), {})
     kept = load_scene(tiny_scene).subset(truth.NAMES[2:6])  # four: predicted in groups of three
-    gaussians, levels = hier_gaussians(kept, stage0, weights, 1000, 2)
+    start = hier_start(kept, stage0, weights, 1000, 2)
+    gaussians, levels = start.gaussians, start.levels
     assert 0 < gaussians.num <= 1000
     assert gaussians.sh_degree == 2
     assert levels.unique().tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="at least 2 kept views"):
-        hier_gaussians(kept.subset(truth.NAMES[2:3]), stage0, weights, 1000, 2)
+        hier_start(kept.subset(truth.NAMES[2:3]), stage0, weights, 1000, 2)
 
 
 def test_ranges_hold_what_is_seen_and_neighbours_see_the_same(tiny_scene, stage0):

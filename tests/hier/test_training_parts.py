@@ -13,11 +13,11 @@ from s2d.hier.config import STRIDES
 from s2d.hier.data.samples import as_batch, as_views
 from s2d.hier.gaussians import HierGaussians, render
 from s2d.hier.judging import flight, judge, mean_scores, score, windowed_ssim, write_sheet
-from s2d.hier.training.interrupt import stop_between_steps
 from s2d.hier.training.losses import HierLoss, HierWeights, depth_error
 from s2d.hier.training.schedule import rate_factor
 from s2d.hier.views import Views
 from s2d.images import image_info
+from s2d.runs.interrupt import stop_between_steps
 
 SIZE = 16
 

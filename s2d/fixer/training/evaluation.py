@@ -14,7 +14,7 @@ from s2d.fixer.diffusion import from_network
 from s2d.fixer.tiles import pad_to_multiple
 from s2d.fixer.training.samples import PairSamples
 from s2d.images import resize_image, write_image
-from s2d.metrics import Lpips, LpipsUnavailable, load_lpips, psnr, ssim
+from s2d.metrics import Lpips, psnr, ssim
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
     from s2d.fixer.network.model import FixerModel
@@ -28,15 +28,6 @@ STATES = ("rendered", "mixed", "fixed")
 COLUMNS = {"rendered": "A render", "guidance": "P guidance", "fixed": "fixed", "target": "B truth"}
 
 Picture = dict[str, Tensor]  # [H, W, 3] each
-
-
-def spread(num_pairs: int, count: int) -> list[int]:
-    """Positions of `count` pairs, evenly spread over all of them; all where there are no more."""
-    return (
-        [(2 * k + 1) * num_pairs // (2 * count) for k in range(count)]
-        if count < num_pairs
-        else list(range(num_pairs))
-    )
 
 
 @torch.no_grad()
@@ -91,14 +82,6 @@ def describe(row: dict[str, float]) -> str:
         for metric in ("psnr", "ssim", "lpips")
         if f"{metric}_fixed" in row
     )
-
-
-def find_lpips(net: str, download: bool) -> Lpips | None:
-    """LPIPS where its weights are here, or can be fetched if that is asked for."""
-    try:
-        return load_lpips(net, download=download)
-    except LpipsUnavailable:
-        return None
 
 
 def write_sheet(path: Path, pictures: list[Picture]) -> Path:

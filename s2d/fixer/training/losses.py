@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2d.fixer.diffusion import DTYPES, Precision
+from s2d.device import DTYPES, Precision
 from s2d.fixer.features import TransformerFeatures
 from s2d.fixer.training.perceptual import (
     TappedBackbone,

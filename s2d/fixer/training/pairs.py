@@ -177,3 +177,10 @@ def _advice(split: str) -> str:
 
 def _show(size: Size) -> str:
     return f"{size[0]}×{size[1]}"
+
+
+def fingerprint(pairs: tuple[Pair, ...]) -> str:
+    """What a training depends on of its pairs: their number, names and the lengths of their files."""
+    files = [(pair.rendered, pair.target, pair.guidance, pair.coverage) for pair in pairs]
+    lengths = [sum(path.stat().st_size for path in paths if path) for paths in files]
+    return f"{len(pairs)} from {pairs[0].name} to {pairs[-1].name}, {sum(lengths)} bytes"

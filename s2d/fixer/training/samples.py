@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from s2d.fixer.diffusion import fit_photo, resize
 from s2d.fixer.training.augment import (
@@ -198,40 +196,6 @@ class PairSamples:
             while self._cached > self.cache_bytes:
                 self._cached -= self._cache.popitem(last=False)[1].nbytes
         return image
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """How the samples of a step are divided among processes and forward passes.
-
-    A step takes `batch_size · num_micro · num_processes` consecutive samples, however these three divide them.
-    """
-
-    batch_size: int
-    num_micro: int = 1
-    process: int = 0
-    num_processes: int = 1
-
-    def samples(self, step: int, micro: int) -> range:
-        """Numbers of the samples of one of this process's forward passes."""
-        number = (step * self.num_micro + micro) * self.num_processes + self.process
-        return range(number * self.batch_size, (number + 1) * self.batch_size)
-
-
-def load_batches(
-    samples: PairSamples, steps: range, sharing: Sharing, num_workers: int, device: torch.device
-) -> Iterator[Sample]:
-    """Batches for this process: `sharing.num_micro` per step, in order."""
-    loader = DataLoader(
-        samples,
-        batch_sampler=[
-            sharing.samples(step, micro) for step in steps for micro in range(sharing.num_micro)
-        ],
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-    )
-    for batch in loader:
-        yield {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}
 
 
 def _floats(images: dict[str, Tensor]) -> Sample:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from s2d.cameras import Cameras
-from s2d.geometry import project
+from s2d.geometry import in_picture, project
 from s2d.hier.data.index import Pick
-from s2d.hier.kept_views import FARTHEST_SHARE, NEAREST_SHARE, WIDENED_FAR, WIDENED_NEAR
+from s2d.sampling import spread
 
 MIN_POINTS = 8  # fewer say nothing about a view
 
@@ -82,8 +82,7 @@ def measure_overlaps(cameras: Cameras, seen: Sequence[Tensor]) -> Overlaps:
         to_i = torch.nn.functional.normalize(centers[i] - points, dim=-1)
         for j in range(num):
             xy, z = project(points, cameras.Ks[j].double(), cameras.viewmats[j].double())
-            size = torch.tensor(cameras.sizes[j])
-            inside = (z > 0) & (xy >= 0).all(-1) & (xy < size).all(-1)
+            inside = in_picture(xy, z, cameras.sizes[j])
             overlap[i, j] = inside.double().mean()
             if bool(inside.any()):
                 to_j = torch.nn.functional.normalize(centers[j] - points[inside], dim=-1)
@@ -91,18 +90,6 @@ def measure_overlaps(cameras: Cameras, seen: Sequence[Tensor]) -> Overlaps:
                 chord = (to_i[inside] - to_j).norm(dim=-1).clamp(max=2.0)
                 angle[i, j] = torch.rad2deg(2 * torch.asin(chord / 2)).median()
     return Overlaps(overlap, angle, torch.cdist(centers, centers).float())
-
-
-def depth_range(
-    depths: Tensor,  # [P] camera z
-) -> tuple[float, float] | None:
-    """Where the depth of a view is to be searched, as `kept_views` has it for stage 1; None where there are too few points."""
-    depths = depths[depths > 0].double()
-    if len(depths) < MIN_POINTS:
-        return None
-    shares = depths.new_tensor([NEAREST_SHARE, FARTHEST_SHARE])
-    low, high = torch.quantile(depths, shares).tolist()
-    return WIDENED_NEAR * low, WIDENED_FAR * high
 
 
 class HasOverlaps(Protocol):
@@ -160,15 +147,8 @@ def evaluation_pairs(
     """
     pairs = [pair for pair in overlaps.pairs(rule) if overlaps.between(*pair, rule)]
     picks = []
-    for i, j in _spread(pairs, max_pairs):
-        picks.append(Pick((i, j), tuple(_spread(overlaps.between(i, j, rule), max_targets))))
+    for row in spread(len(pairs), max_pairs):
+        between = overlaps.between(*pairs[row], rule)
+        targets = [between[k] for k in spread(len(between), max_targets)]
+        picks.append(Pick(pairs[row], tuple(targets)))
     return picks
-
-
-def _spread(items: Sequence, count: int) -> list:
-    num = len(items)
-    return (
-        [items[(2 * k + 1) * num // (2 * count)] for k in range(count)]
-        if count < num
-        else list(items)
-    )

@@ -23,9 +23,9 @@ from s2d.hier.data.framing import CENTRE, Framing
 from s2d.hier.data.overlap import (
     Overlaps,
     PairSampler,
-    depth_range,
     measure_overlaps,
 )
+from s2d.hier.kept_views import depth_range
 from s2d.images import read_image, resize_image
 from s2d.log import logger, progress
 from s2d.pairs.scenes import find_scenes

@@ -1,7 +1,7 @@
 """Training samples: sample number k of a run is a function of the seed and k, whoever asks for it and when.
 
 So a batch depends neither on how many processes share the work nor on where an interrupted run took up again
-(`s2d.fixer.training.samples` has the loader that goes with it).
+(`s2d.runs.batches` has the loader that goes with it).
 """
 
 from __future__ import annotations

@@ -1,4 +1,1 @@
-"""How the hierarchical model is trained and judged. The loop stands in `tools/train_hier_init.py`.
-
-What every training needs (run folder, state, average of the weights, loader) is that of `s2d.fixer.training`.
-"""
+"""What the hierarchical model is trained on and judged by. The loop stands in `tools/train_hier_init.py`; what every training needs, in `s2d.runs`."""

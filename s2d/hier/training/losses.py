@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2d.fixer.diffusion import DTYPES, Precision
+from s2d.device import DTYPES, Precision
 from s2d.fixer.training.perceptual import TappedBackbone, lpips_distance
 from s2d.geometry import project
 from s2d.hier.config import STRIDES

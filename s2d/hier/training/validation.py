@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from s2d.fixer.training.evaluation import spread
 from s2d.hier.data.samples import as_batch, as_views, frame_sample
 from s2d.hier.data.sources import Case
 from s2d.hier.judging import Judged, fly, judge, mean_scores, score
 from s2d.hier.model import HierModel
 from s2d.metrics import Lpips
+from s2d.sampling import spread
 
 
 def choose_cases(cases: Sequence[Case], count: int) -> list[Case]:

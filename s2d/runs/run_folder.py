@@ -3,8 +3,8 @@
 OUT/config.yaml          all settings; `--preset OUT/config.yaml` gives them back
 OUT/training.json        what the result depends on, and how far it has come
 OUT/history.json         losses and scores by step
-OUT/checkpoints/         state.pth: everything that a step reads or changes; model_<step>: weights that stage 2 reads
-OUT/eval/                step_<step>.png: A | P | fixed | B of test pairs
+OUT/checkpoints/         state.pth: everything that a step reads or changes; model_<step>: weights as the result's
+OUT/eval/                step_<step>.png: what is made of samples that nothing is trained on
 OUT/model_final.*        the result; the last file to be written
 """
 
@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from s2d.config import config_to_dict, config_to_yaml
-from s2d.files import atomic_write_json, atomic_write_text, locked, remove
-from s2d.fixer.training.pairs import Pair
+from s2d.files import atomic_write_json, atomic_write_text, content_hash, locked, remove
 from s2d.log import describe_machine, versions
 
 FORMAT = 1
@@ -57,28 +56,26 @@ class RunFolder:
 
 
 def training_key(
-    cfg: Any, pairs: tuple[Pair, ...], samples_per_step: int, weights: str, endless: bool
+    cfg: Any, samples_per_step: int, init_weights: Path | None, endless: bool, **seen: Any
 ) -> dict[str, Any]:
     """What the weights after a number of steps depend on.
 
     Args:
         cfg: The script's config.
-        pairs: Training pairs; their names, sizes and the files' lengths count.
         samples_per_step: Over all processes.
-        weights: Hash of the weights to start from.
+        init_weights: File of the weights to start from, if any.
         endless: The steps do not depend on how many there will be, so that their number may be raised later.
+        seen: What else they depend on, such as the data; for JSON.
     """
     config = config_to_dict(cfg, only_hashed=True)
     for name in ("max_train_steps", "num_training_epochs") if endless else ():
-        config.pop(name)
-    files = [(pair.rendered, pair.target, pair.guidance, pair.coverage) for pair in pairs]
-    lengths = [sum(path.stat().st_size for path in paths if path) for paths in files]
+        config.pop(name, None)
     return {
         "format": FORMAT,
         **config,
         "samples_per_step": samples_per_step,
-        "init_weights": weights,
-        "pairs": f"{len(pairs)} from {pairs[0].name} to {pairs[-1].name}, {sum(lengths)} bytes",
+        "init_weights": content_hash(init_weights) if init_weights else "none",
+        **seen,
     }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from s2d.files import atomic_torch_save
-from s2d.fixer.training.ema import Ema
+from s2d.runs.ema import Ema
 
 
 @dataclass
