@@ -1,7 +1,7 @@
 """Stage 1: fit 3D Gaussians to the kept photos, then render every novel camera: images with artifacts.
 
 Reads   SCENE (-s) kept photos; OUT/stage0/ split.json, novel_cameras.json, points.ply, depth/
-Writes  OUT/stage1/ renders/<name>.png, kept_cameras.json, train_indices.txt, novel_indices.txt, image_names.txt, history.json; with --init hier also layers/
+Writes  OUT/stage1/ renders/<name>.png, kept_cameras.json, train_indices.txt, novel_indices.txt, image_names.txt, history.json; with --init hier and depth also layers/
         OUT/chkpnt_stage1_<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json
 
 Example
@@ -26,6 +26,7 @@ from s2d.device import choose_device, run_on
 from s2d.files import atomic_write_json, atomic_write_text
 from s2d.gaussians import Gaussians, gaussians_from_points, save_checkpoint
 from s2d.hier.initialise import hier_start
+from s2d.hier.weights import find_weights
 from s2d.log import logger, progress
 from s2d.memory_plan import DataDevice, TrainingMemory
 from s2d.model_folder import copy_results, kept_views, point_cloud_name, write_cameras_json
@@ -67,16 +68,16 @@ class Config:
     """Output folder OUT; stage 0 must have finished there."""
     sample_iteration: int = 4000
     """Number of optimisation steps; the novel cameras are rendered after the last."""
-    init: Literal["points", "hier"] = "points"
-    """points: stage 0's cloud. hier: levels of Gaussians, from --hier-weights or else from stage 0's depth (docs/hier.md)."""
+    init: Literal["points", "hier", "depth"] = "points"
+    """points: stage 0's cloud. hier: levels of Gaussians that a network predicts. depth: such levels from stage 0's depth maps (docs/hier.md)."""
     hier_weights: Path | None = no_effect(None)
-    """Weights of a network that predicts Gaussians, as tools/train_hier_init.py writes them; with --init hier."""
+    """With --init hier: weights as tools/train_hier_init.py writes them. Default: those that come with S2D."""
     max_init_points: int = 40_000
     """Start with at most this many Gaussians; a larger cloud is thinned evenly. More is sharper and slower."""
     fill_share: float = FILL_SHARE
-    """Share of these that may stand where stage 0 has no depth, on a smooth continuation: what only one photo shows. 0 disables. Not with --init hier."""
+    """Share of these that may stand where stage 0 has no depth, on a smooth continuation: what only one photo shows. 0 disables. Only with --init points."""
     init_opacity: float = 0.1
-    """Opacity that every Gaussian starts with. Not with --init hier, which has its own."""
+    """Opacity that every Gaussian starts with. Only with --init points: levels have their own."""
     sh_degree: int = 2
     """Degree of the view-dependent colour, 0 to 3. Few photos can't tell it from geometry: higher overfits."""
     sh_degree_every: int = 1000
@@ -135,8 +136,8 @@ def main(cfg: Config) -> Path:
     kept = kept_views(cfg.source, stage0.dir, split)
     novel = Cameras.from_json(stage0.dir / "novel_cameras.json")
     inputs = {"stage0": stage0, "kept photos": list(kept.image_paths)}
-    if cfg.hier_weights is not None:
-        inputs["hier weights"] = [cfg.hier_weights]
+    if cfg.init == "hier":
+        inputs["hier weights"] = [find_weights(cfg.hier_weights)]
     with open_stage(cfg.model_dir, "stage1", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
             run_on(choice, lambda on: make(cfg, stage, stage0, split, kept, novel, on))
@@ -175,10 +176,6 @@ def check_config(cfg: Config) -> None:
     cfg.strategy.check()
     if cfg.hier_weights is not None and cfg.init != "hier":
         raise ValueError("--hier-weights is for --init hier. Pass both, or leave it out.")
-    if cfg.hier_weights is not None and not cfg.hier_weights.is_file():
-        raise FileNotFoundError(
-            f"--hier-weights {cfg.hier_weights}: no such file. tools/train_hier_init.py writes OUT/model_final.safetensors; without the flag stage 0's depth is used."
-        )
 
 
 def optimise(
@@ -199,10 +196,10 @@ def optimise(
     views = views_on(
         lambda _, name: View(kept.cameras.select([name]), kept.image(name), None), device, resident
     )
+    cloud = read_points_ply(stage0.dir / "points.ply")
     if checkpoint.exists():
         run = load_run(checkpoint, rates, sampler, refined, device)
     else:
-        cloud = read_points_ply(stage0.dir / "points.ply")
         gaussians = initial_gaussians(cfg, stage, stage0, kept, cloud, sh_degree, device)
         extent = scene_extent(kept.cameras, cloud.points)
         run = start_run(gaussians, rates, extent, sampler, cfg.seed)
@@ -213,7 +210,8 @@ def optimise(
             run.refinement = Refinement(cameras.to(device), extent, refined)
 
     num_steps = cfg.sample_iteration
-    use_strategies(run, cfg.strategy, kept, partial(read_depth, stage0.dir), num_steps, cfg.seed)
+    known = cloud.points, partial(read_depth, stage0.dir)
+    use_strategies(run, cfg.strategy, kept, *known, num_steps, cfg.seed)
     with cpus_for_kernels(), progress(num_steps, "stage 1", start=run.step) as bar:
         while run.step < num_steps:
             set_means_rate(run.optimizer, rates, run.scene_extent, run.step / num_steps)
@@ -248,9 +246,9 @@ def initial_gaussians(
     device: torch.device,
 ) -> Gaussians:
     """Make what the optimisation starts with, on the device."""
-    if cfg.init == "hier":
-        most = cfg.max_init_points
-        start = hier_start(kept, stage0.dir, cfg.hier_weights, most, sh_degree, device)
+    if cfg.init != "points":
+        weights = find_weights(cfg.hier_weights) if cfg.init == "hier" else None
+        start = hier_start(kept, stage0.dir, weights, cfg.max_init_points, sh_degree, device)
         start.save(stage.dir / "layers")
         counts = ", ".join(str(part.num) for part in start.parts)
         logger.info("stage1: levels of %s Gaussians, coarse to fine", counts)

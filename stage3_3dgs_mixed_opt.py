@@ -54,6 +54,7 @@ from s2d.novel.rounds import (
     round_start,
 )
 from s2d.optim import LearningRates, active_sh_degree, set_means_rate
+from s2d.ply_io import read_points_ply
 from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import RefinementRates, start_refinement, write_refinement
 from s2d.renders import render_views
@@ -305,8 +306,9 @@ def optimise(
     resident = memory.fit(device, cfg.data_device)
     views = views_on(view_source(kept, novel, fixed), device, resident)
     num_steps = cfg.iterations - first.step
-    stage0_depth = partial(read_depth, cfg.model_dir / "stage0")
-    use_strategies(run, cfg.strategy, kept, stage0_depth, cfg.iterations, cfg.seed, first)
+    stage0_dir = cfg.model_dir / "stage0"
+    known = read_points_ply(stage0_dir / "points.ply").points, partial(read_depth, stage0_dir)
+    use_strategies(run, cfg.strategy, kept, *known, cfg.iterations, cfg.seed, first)
     with cpus_for_kernels(), progress(cfg.iterations, "stage 3", start=run.step) as bar:
         while run.step < cfg.iterations:
             set_means_rate(

@@ -187,7 +187,7 @@ def find_contestants(cfg: HierEvaluation) -> dict[str, tuple[Predict, str]]:
 
 @dataclass(frozen=True)
 class AnalyticLadder:
-    """What `--init hier` does without weights: stage 0's depth of the context views alone, then `analytic_levels`."""
+    """What `--init depth` starts from: stage 0's depth of the context views alone, then `analytic_levels`."""
 
     levels: tuple[int, ...] | None
     """None: all."""

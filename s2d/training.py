@@ -121,6 +121,7 @@ def use_strategies(
     run: TrainingRun,
     settings: Strategy,
     kept: Scene,
+    points: Tensor,  # [P, 3]
     read_depth: ReadDepth,
     last_step: int,
     seed: int,
@@ -132,6 +133,7 @@ def use_strategies(
         run: Changed in place.
         settings: Which, and how much.
         kept: The kept views.
+        points: Of stage 0, world. [P, 3]
         read_depth: Stage 0's depth of a kept view, by name; called where a strategy asks for it.
         last_step: Of the stage; shares of the schedule refer to it.
         seed: Of the strategies' own random numbers.
@@ -139,7 +141,7 @@ def use_strategies(
     """
     if not settings.active:
         return
-    evidence = Evidence(kept, read_depth, run.gaussians.means.device)
+    evidence = Evidence(kept, points, read_depth, run.gaussians.means.device)
     run.strategies = ActiveStrategies(
         settings, evidence, run.gaussians, run.scene_extent, last_step, seed
     )
@@ -259,6 +261,11 @@ def control_density(
     """Clone, split, prune and reset as `policy` says for this step of a run from `first_step` to `last_step`."""
     done, num_steps = run.step - first_step, last_step - first_step
     if not policy.start_step <= done <= policy.stop_share * num_steps:
+        if run.strategies is not None and done % policy.every == 0:
+            stay = run.strategies.clear(run.gaussians, run.optimizer)
+            if stay is not None:
+                state = run.densify_state
+                run.densify_state = DensifyState(state.grad_sum[stay], state.num_views[stay])
         return
     moves_the_faint = run.strategies is not None and run.strategies.settings.grow == "mcmc"
     if done % policy.every == 0:

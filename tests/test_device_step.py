@@ -82,6 +82,7 @@ class Known:
         self.kept = SimpleNamespace(cameras=rig().to(META))
         picture = torch.ones(HEIGHT, WIDTH, device=META)
         self.depths = {name: (picture, picture) for name in NAMES}
+        self.points = torch.zeros(4, 3, device=META)
 
     def __contains__(self, name):
         return name in NAMES

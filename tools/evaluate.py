@@ -1,6 +1,6 @@
 """Score a run against the photos that its stages did not see, and write the report.
 
-Reads   OUT/stage0 … stage3 (as far as they are finished), chkpnt_stage1_<it>.pth, the final point_cloud.ply;
+Reads   OUT/stage0 … stage3 (as far as they are finished), the point_cloud.ply of stages 1 and 3;
         SCENE: all photos. This is the only place that reads the photos of views that were not kept.
 Writes  OUT/test/ours_<it>/{renders,gt}/ for stage 1 and the final model, test/guidance, test/coverage;
         OUT/results.json, per_view.json, report.html, with --sheet also test/sheet.png
@@ -30,7 +30,7 @@ from s2d import hier_evaluation
 from s2d.cameras import Cameras
 from s2d.config import no_effect, run_script
 from s2d.files import atomic_write_json
-from s2d.gaussians import Gaussians, load_checkpoint
+from s2d.gaussians import Gaussians
 from s2d.guidance.cloud import SurfaceCloud
 from s2d.guidance.render import render_cloud
 from s2d.hier_evaluation import HierEvaluation
@@ -156,9 +156,9 @@ def load_networks(names: Sequence[str]) -> tuple[dict[str, Lpips], list[str]]:
 
 def render_test_views(run: Run, refine_cameras: bool) -> None:
     """Render the test cameras from the stage-1 checkpoint and from the final splat, beside the photos at 8 bits."""
-    models = {"stage1": stage1_gaussians(run.manifests["stage1"])}
+    models = {"stage1": load_splat(run.manifests["stage1"])}
     if "stage3" in run.manifests:
-        models["stage3"] = final_gaussians(run.manifests["stage3"])
+        models["stage3"] = load_splat(run.manifests["stage3"])
     run.test = {name: {} for name in run.split.test}
     for stage, gaussians in models.items():
         cameras = test_cameras(run, stage)
@@ -199,14 +199,9 @@ def kept_cameras(run: Run, stage: str) -> Cameras:
     return Cameras.from_json(path) if path.is_file() else run.given
 
 
-def stage1_gaussians(stage1: Manifest) -> Gaussians:
-    checkpoint = next(path for path in stage1.extras if path.suffix == ".pth")
-    return load_checkpoint(checkpoint).gaussians
-
-
-def final_gaussians(stage3: Manifest) -> Gaussians:
-    """Read the splat that the user gets: what is scored is what a viewer shows."""
-    return Gaussians.load_ply(splat_path(stage3))
+def load_splat(manifest: Manifest) -> Gaussians:
+    """Read what a stage leaves for viewers: what is scored is what people see, the backdrop too."""
+    return Gaussians.load_ply(splat_path(manifest))
 
 
 def splat_path(manifest: Manifest) -> Path:

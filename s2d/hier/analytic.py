@@ -1,7 +1,7 @@
 """The same levels without a network: stage 0's depth, sizes from the footprint, fading by the error.
 
 The order of things is the model's: a level is placed, its error in the context views is measured, the next level is added, and what is older fades where
-it was wrong. It is what `--init hier` does without weights, and what weights have to beat.
+it was wrong. It is what `--init depth` starts from, and what weights have to beat.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""`--init hier`: from the kept photos to what stage 1 starts with, in levels.
+"""`--init hier` and `--init depth`: from the kept photos to what stage 1 starts with, in levels.
 
 With weights each kept view is predicted together with those that see most of the same, and gives its own rows; without, stage 0's depth is turned into levels.
 Then the views are brought together: what stands in front of a surface that more views believe in goes, and what is left is thinned evenly to the budget.
@@ -167,7 +167,7 @@ def _predicted(
     """Every view's own rows, predicted together with its neighbours; up to three views are one group."""
     if len(kept) < 2:
         raise ValueError(
-            "hier_start: a network needs at least 2 kept views, got 1. Keep more photos, or leave out --hier-weights."
+            "hier_start: a network needs at least 2 kept views, got 1. Keep more photos, or pass --init depth."
         )
     model = load_model(weights).to(device)
     if len(kept) <= NUM_NEIGHBOURS + 1:

@@ -18,9 +18,26 @@ from s2d.files import atomic_write_bytes
 from s2d.hier.config import HierConfig
 from s2d.hier.model import HierModel
 
+# What comes with S2D; its model card lies beside it.
+SHIPPED_WEIGHTS = Path(__file__).parent / "pretrained" / "compact.safetensors"
 FORMAT = 1
 METADATA_KEY = "s2d_hier"
 VIT = "dino.vit."
+
+
+def find_weights(path: Path | None) -> Path:
+    """The file to load: `path`, or where None what comes with S2D.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    found = SHIPPED_WEIGHTS if path is None else path
+    if not found.is_file():
+        raise FileNotFoundError(
+            f"Weights not found: {found}. Give a .safetensors file written by tools/train_hier_init.py (--hier-weights), or pass --init depth, "
+            "which makes levels of stage 0's depth."
+        )
+    return found
 
 
 def save_model(path: Path, model: HierModel, info: dict[str, Any]) -> Path:

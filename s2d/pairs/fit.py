@@ -78,7 +78,9 @@ def fit(
     rates = LearningRates()
     extent = scene_extent(views.cameras, cloud.points)
     run = start_run(gaussians, rates, extent, ViewSampler(views.names, seed=seed), seed)
-    use_strategies(run, Strategy(), views, depths.__getitem__, settings.num_steps, seed)
+    use_strategies(
+        run, Strategy(), views, cloud.points, depths.__getitem__, settings.num_steps, seed
+    )
     policy = DensifyPolicy(max_gaussians=settings.max_gaussians)
     degree_every = max(1, settings.num_steps // 4)  # stage 1: 1000 of 4000
     early: dict[int, Gaussians] = {}

@@ -1,6 +1,7 @@
 """The strategies of one run: what a training step calls, and what of it must be saved."""
 
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from s2d.refinement import RefinedView
 from s2d.strategies import averaging, binocular, dropout, smoothing, support
 from s2d.strategies.averaging import Average
 from s2d.strategies.bounds import bound_scales
+from s2d.strategies.clearance import Ways, clear_ways, in_the_way
 from s2d.strategies.depth_supervision import (
     depth_loss,
     normal_loss,
@@ -186,6 +188,9 @@ class ActiveStrategies:
                 grow = most_wanted(scores, settings.growth, policy.max_gaussians)
             if settings.prune_floaters:
                 doomed = self._floaters(gaussians)
+            if settings.clearance:
+                hides = in_the_way(gaussians, self._ways)
+                doomed = hides if doomed is None else doomed | hides
             state = densify_and_prune(
                 policy, gaussians, optimizer, state, self.scene_extent, generator, grow, doomed
             )
@@ -193,11 +198,25 @@ class ActiveStrategies:
         self._variances = None
         return state
 
+    def clear(self, gaussians: Gaussians, optimizer: SparseGaussianAdam) -> Tensor | None:
+        """Remove what has come to stand where people look from; returns the rows that stay [M], None if all do."""
+        if not self.settings.clearance:
+            return None
+        hides = in_the_way(gaussians, self._ways)
+        if not bool(hides.any()) or bool(hides.all()):
+            return None
+        prune(gaussians, optimizer, hides)
+        stay = (~hides).nonzero()[:, 0]
+        self.support.follow(stay)
+        self._variances = None
+        return stay
+
     def finish(self, gaussians: Gaussians, optimizer: SparseGaussianAdam) -> Tensor | None:
         """Make the result of the last step's Gaussians, in place; returns their support [N] if it was asked for."""
         settings = self.settings
         if settings.average_last:
             self.average.write_to(gaussians)
+        self.clear(gaussians, optimizer)
         if settings.smoothing:
             self._set_shape(gaussians, smoothing.filtered)
         if not settings.wants_support:
@@ -240,6 +259,11 @@ class ActiveStrategies:
             self._set_shape(gaussians, smoothing.unfiltered)
 
     # -------------------------------------------------------------------------------------------------------- helpers
+
+    @cached_property
+    def _ways(self) -> Ways:
+        centers = self.evidence.kept.cameras.centers
+        return clear_ways(centers, self.evidence.points, self.settings.clearance)
 
     def _binocular(self, camera: Cameras, step: int) -> bool:
         settings = self.settings

@@ -1,4 +1,4 @@
-"""What strategies may know beside the view of a step: the kept photos, their cameras, and stage 0's depth of them."""
+"""What strategies may know beside the view of a step: the kept photos, their cameras, stage 0's points and its depth of the photos."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -17,9 +17,14 @@ class Evidence:
     """The kept views of a run."""
 
     def __init__(
-        self, kept: Scene, read_depth: ReadDepth, device: torch.device | str = "cpu"
+        self,
+        kept: Scene,
+        points: Tensor,  # [P, 3]
+        read_depth: ReadDepth,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.kept = kept
+        self.points = points
         self._read_depth = read_depth
         self.device = device
         self._names = set(kept.cameras.names)

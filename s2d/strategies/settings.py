@@ -40,6 +40,8 @@ class Strategy:
     """Largest ratio of a Gaussian's longest to its middle axis: needles fit one photo and cross the next view. 0 disables."""
     prune_floaters: bool = False
     """Remove Gaussians that stand where more photos, by stage 0's depth, see through than see a surface."""
+    clearance: float = 0.5
+    """Nothing stands where people look from: at the kept cameras and on the ways between neighbours, this share of the distance to the nearest point of stage 0 is kept clear. 0 disables."""
     grow: Literal["gradient", "residual", "mcmc"] = "gradient"
     """What asks for more Gaussians: the 2D gradient; the photos' residual; or MCMC, which moves the faint to where opacity is and adds noise."""
     growth: float = 0.05
@@ -66,7 +68,7 @@ class Strategy:
     @property
     def active(self) -> bool:
         """Whether a training step differs from that of plain 3DGS."""
-        return self._differs_from(Strategy(dropout=0))
+        return self._differs_from(Strategy(dropout=0, clearance=0))
 
     @property
     def chosen(self) -> bool:
@@ -120,7 +122,7 @@ class Strategy:
         if self.dropout is not None:
             check_range("dropout", self.dropout, 0, below=1)
         check_range("opacity_decay", self.opacity_decay, 0.5, 1, hint="Try 0.9995.")
-        for name in ("binocular_from", "average_last", "densify_until"):
+        for name in ("binocular_from", "average_last", "densify_until", "clearance"):
             check_range(name, getattr(self, name), 0, 1)
         for name in ("binocular_weight", "depth_weight", "normal_weight", "smooth_weight"):
             check_range(name, getattr(self, name), 0)

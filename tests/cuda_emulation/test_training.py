@@ -47,6 +47,7 @@ class Known:
         x = torch.arange(WIDTH) / WIDTH
         picture = (3.8 + 0.4 * x).expand(HEIGHT, WIDTH), (0.5 + 0.5 * x).expand(HEIGHT, WIDTH)
         self.depths = {name: picture for name in NAMES[:2]}
+        self.points = torch.randn(200, 3, generator=torch.Generator().manual_seed(6))
 
     def __contains__(self, name):
         return name in NAMES[:2]

@@ -1,4 +1,4 @@
-"""`--init hier` in the real stage 1: what it starts from, that layers are left for stage 3, and flags that do not go together."""
+"""`--init hier` and `--init depth` in the real stage 1: what they start from, that layers are left for stage 3, and flags that do not go together."""
 
 import importlib
 
@@ -31,12 +31,12 @@ def started(tiny_scene, tmp_path):
 
 def stage1(scene, out, *arguments):
     settings = ["--sample-iteration", "20", "--max-init-points", str(MOST), "--no-backdrop"]
-    run("stage1_3dgs_init", scene, out, "--init", "hier", *settings, *arguments)
+    run("stage1_3dgs_init", scene, out, *settings, *arguments)
     return load_checkpoint(out / "chkpnt_stage1_20.pth")
 
 
 def test_levels_are_what_training_starts_from_and_what_layers_find(started, tiny_scene):
-    trained = stage1(tiny_scene, started)
+    trained = stage1(tiny_scene, started, "--init", "depth")
     levels = load_levels(started / "stage1/layers")
     assert len(levels) == 3 and levels.sh_degree == 2
     first = initial_rows(started / "stage1/layers", 3, 2)
@@ -53,15 +53,16 @@ def test_levels_are_what_training_starts_from_and_what_layers_find(started, tiny
 def test_weights_give_another_start_and_count_as_input(started, tiny_scene, tmp_path):
     torch.manual_seed(0)
     weights = save_model(tmp_path / "w.safetensors", HierModel(HierConfig.named("tiny")), {})
-    from_depth = stage1(tiny_scene, started)
+    shipped = stage1(tiny_scene, started, "--init", "hier")
+    own = ("--init", "hier", "--hier-weights", str(weights))
     with pytest.raises(ValueError, match="hier weights"):
-        stage1(tiny_scene, started, "--hier-weights", str(weights))
-    learned = stage1(tiny_scene, started, "--hier-weights", str(weights), "--overwrite")
-    assert not torch.equal(learned.gaussians.means[:100], from_depth.gaussians.means[:100])
+        stage1(tiny_scene, started, *own)
+    other = stage1(tiny_scene, started, *own, "--overwrite")
+    assert not torch.equal(other.gaussians.means[:100], shipped.gaussians.means[:100])
 
 
 def test_flags_that_do_not_go_together(started, tiny_scene, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"--hier-weights .*missing"):
-        stage1(tiny_scene, started, "--hier-weights", str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError, match=r"missing.*--init depth"):
+        stage1(tiny_scene, started, "--init", "hier", "--hier-weights", str(tmp_path / "missing"))
     with pytest.raises(ValueError, match="--init hier"):
-        run("stage1_3dgs_init", tiny_scene, started, "--hier-weights", str(started))
+        stage1(tiny_scene, started, "--hier-weights", str(started))
