@@ -250,7 +250,9 @@ def test_new_weights_are_other_inputs(released, weights, monkeypatch):
     copy.write_bytes(weights.read_bytes())
     run(released, "--weights", copy)
     with monkeypatch.context() as patch:
-        patch.setattr(DiffusionFixer, "fix", pytest.fail)  # up to date: nothing is computed
+        patch.setattr(
+            DiffusionFixer, "fix_together", pytest.fail
+        )  # up to date: nothing is computed
         run(released, "--weights", copy)
         run(released, "--fixer", "compact", "--weights", copy, "--precision", "fp32")
     before = pictures(released / "out/stage2")
@@ -305,16 +307,17 @@ import os, signal, sys, time
 from pathlib import Path
 import stage2_artifact_fix as script
 from s2d.fixer.diffusion import DiffusionFixer
-fix, calls = DiffusionFixer.fix, []
-def fix_two_and_die(self, *images):
+fix, calls = DiffusionFixer.fix_together, []
+def fix_two_and_die(self, views):
+    assert len(views) == 1
     if len(calls) == 2:
         while not all(len(list((scratch / part).glob("*.png"))) == 2 for part in script.RESULTS):
             time.sleep(0.01)  # until they are written
         (scratch / "fixed" / ".5.png.1.tmp").touch()  # as of a picture that was being written
         os.kill(os.getpid(), signal.SIGKILL)
     calls.append(1)
-    return fix(self, *images)
-DiffusionFixer.fix = fix_two_and_die
+    return fix(self, views)
+DiffusionFixer.fix_together = fix_two_and_die
 scratch = Path(sys.argv[sys.argv.index("-m") + 1]) / "stage2.partial/scratch"
 script.run_script(script.main, script.Config, "stage2_artifact_fix")
 """
@@ -341,8 +344,8 @@ def test_a_killed_run_goes_on_with_the_next_view(released, weights, monkeypatch)
     scratch = released / "out/stage2.partial/scratch"
     first = {path: path.stat().st_mtime_ns for path in (scratch / "confidence").glob("*.png")}
     assert len(first) == 2
-    fix, calls = DiffusionFixer.fix, []
-    monkeypatch.setattr(DiffusionFixer, "fix", lambda *a: (calls.append(1), fix(*a))[1])
+    fix, calls = DiffusionFixer.fix_together, []
+    monkeypatch.setattr(DiffusionFixer, "fix_together", lambda *a: (calls.append(1), fix(*a))[1])
     out = run(released, *flags)
     assert len(calls) == len(NOVEL) - 2
     assert pictures(out) == expected
