@@ -266,6 +266,33 @@ def test_new_weights_are_other_inputs(released, weights, monkeypatch):
     assert pictures(released / "out/stage2") != before
 
 
+def test_another_device_makes_nothing_stale(released, weights, monkeypatch):
+    """The precision is an input; the device, which decides it where no flag does, is none."""
+    flags = ["--weights", weights]
+
+    def precision():
+        return require_stage(released / "out", "stage2").data["inputs"]["precision"]["value"]
+
+    monkeypatch.setattr(choice, "default_precision", lambda _: "bf16")  # as on a GPU
+    with monkeypatch.context() as patch:
+        patch.setattr("s2d.fixer.novel_views.write_results", pytest.fail)
+        with pytest.raises(pytest.fail.Exception):
+            run(released, *flags)
+    monkeypatch.setattr(choice, "default_precision", lambda _: "fp32")  # and from here on not
+    run(released, *flags)
+    assert precision() == "bf16", "what was begun goes on"
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionFixer, "fix_together", pytest.fail)
+        for more in ((), ("--precision", "bf16"), ("--compile",)):
+            run(released, *flags, *more)  # up to date
+    with pytest.raises(ValueError, match="precision: bf16, now fp32"):
+        run(released, *flags, "--precision", "fp32")
+    run(released, *flags, "--overwrite")
+    assert precision() == "fp32", "what is made anew has the default"
+    with pytest.raises(ValueError, match="precision: fp32, now bf16"):
+        run(released, *flags, "--precision", "bf16")
+
+
 def test_shipped_weights_are_the_default(released, weights, monkeypatch, tmp_path):
     monkeypatch.setattr(choice, "SHIPPED_WEIGHTS", tmp_path / "none.safetensors")
     run(released)
