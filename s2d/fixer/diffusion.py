@@ -134,9 +134,8 @@ class DiffusionFixer(Fixer):
         while len(done) < len(views):
             part = views[len(done) : len(done) + count]
             size = part[0].size
-            if (
-                self._repair.compiled
-            ):  # a graph is made for one number of views: fill up with copies
+            if self._repair.compiled:
+                # A graph is made for one number of views: fill up with copies.
                 part = [*part, *part[-1:] * (self.views_at_once(*size) - len(part))]
             try:
                 with self._explained_memory(*size) if len(part) == 1 else nullcontext():
