@@ -5,8 +5,8 @@ Writes  OUT/stage2/ fixed/<name>.png, mask/<name>.png (255 where a point support
         trials.json, trials/<name>_{truth,render,guidance,coverage,fixed,calibrated}.png
 
 First the fixer is tried on kept photos that a fit has not seen: how much of its change is kept, down to none, and how far a pixel
-is to be trusted, is learned there. A view whose three pictures are complete is not computed again after an interruption. With several processes each takes a share of
-the views; the files are the same.
+is to be trusted, is learned there. A view whose three pictures are complete is not computed again after an interruption. On a GPU several
+views pass through a network at once. With several processes each takes a share of the views; the files are the same.
 
 Example
     python stage2_artifact_fix.py -m out/fern
@@ -20,11 +20,9 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from torch import Tensor
 from tyro.conf import arg
 
 from s2d.cameras import Cameras
@@ -33,14 +31,13 @@ from s2d.config import no_effect, run_script
 from s2d.device import Precision
 from s2d.fixer.adaptation import AdaptSettings, check_adaptation
 from s2d.fixer.analytic import MixMode
-from s2d.fixer.calibration import CalibratedFixer
-from s2d.fixer.choice import DEFAULTS, FixerName, choose_fixer
-from s2d.fixer.interface import Fixer, FixResult
+from s2d.fixer.choice import DEFAULTS, FixerName, choose_fixer, recorded_precision
 from s2d.fixer.judge import Verdict, judge, publish
+from s2d.fixer.novel_views import RESULTS, Plan, ViewFiles, fix_views, unfinished_views
 from s2d.fixer.processes import Processes, join_processes
 from s2d.fixer.references import photos_by_camera, photos_by_index
-from s2d.images import image_writer, list_images, read_image
-from s2d.log import logger, progress
+from s2d.images import list_images
+from s2d.log import logger
 from s2d.model_folder import copy_results, kept_views, render_name
 from s2d.novel.rounds import (
     Reach,
@@ -54,8 +51,6 @@ from s2d.pairs.trials import MIN_KEPT, TrialSettings
 from s2d.scene import Scene
 from s2d.split import Split
 from s2d.stage_io import open_stage, require_stage
-
-RESULTS = ("fixed", "mask", "confidence")
 
 
 @dataclass(frozen=True)
@@ -79,9 +74,11 @@ class Config:
     num_references: int | None = no_effect(None)
     """compact, difix: how many of the nearest kept photos the network looks at. Default: 1."""
     precision: Precision | None = no_effect(None)
-    """compact, difix: number format of the network. Default: fp32."""
+    """compact, difix: number format of the network. Default: bf16 on a GPU that computes in it, else fp32; where this stage was made or begun before, that of then."""
     tile_size: int | None = no_effect(None)
     """compact, difix: longest side in pixels that runs in one piece; smaller takes less memory. Default: 1536, difix 1024."""
+    compile: bool = no_effect(False)
+    """compact, difix: compile the network with torch.compile, on a GPU alone; it takes long before the first view, so it is for very many. Where it does not work, a warning says so."""
     network_size: int | None = no_effect(None)
     """difix: run at this square size and resize back; S2D's released weights were trained at 512. Default: the image's size."""
     guidance_share: float | None = no_effect(None)
@@ -123,26 +120,6 @@ class Config:
     """Rebuild a finished stage 2."""
 
 
-@dataclass(frozen=True)
-class ViewFiles:
-    """What the fixer reads for one novel view."""
-
-    rendered: Path
-    guidance: Path
-    coverage: Path | None
-    references: tuple[Path, ...]  # nearest first
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all processes do together."""
-
-    verdict: Verdict
-    views: dict[str, ViewFiles]  # those still to be fixed, by name
-    num_done: int
-    folder: Path  # gets one folder of pictures per kind of result
-
-
 def main(cfg: Config) -> Path:
     """Run stage 2; returns OUT/stage2, of a round before the last OUT/stage2_round<number>."""
     model_dir = output_folder(cfg)
@@ -158,7 +135,7 @@ def main(cfg: Config) -> Path:
             logger.setLevel(logging.ERROR)  # the first one speaks for all
             plan = processes.share_plan()
             if plan is not None:
-                fix_views(cfg, plan, processes)
+                fix_views(plan, processes, cfg.device)
     return model_dir / f"stage2{at.suffix}"
 
 
@@ -172,6 +149,8 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
     choice = choose_fixer(
         cfg.fixer, {flag: getattr(cfg, flag) for known in DEFAULTS.values() for flag in known}
     )
+    recorded = recorded_precision(model_dir / f"stage2{at.suffix}", choice.name, cfg.overwrite)
+    choice = choice.with_precision(recorded, cfg.device)
     views = collect_views(cfg, model_dir, choice.num_references, at, reach)
     found = trial_scene(cfg, model_dir) if views else None
     check_adaptation(cfg.adapt_steps, choice.name, has_trials=found is not None)
@@ -196,7 +175,7 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
         inputs["round"] = cfg.round
     with open_stage(model_dir, f"stage2{at.suffix}", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
-            logger.info("fixer: %s (%s)", choice.name, choice.reason)
+            logger.info("fixer: %s", choice.describe())
             verdict = Verdict(choice)
             if found is not None:
                 take_over_trials(model_dir, at, stage.scratch)
@@ -207,7 +186,7 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
             with stage.timer("fix"):
                 todo = unfinished_views(views, stage.scratch)
                 plan = Plan(verdict, todo, len(views) - len(todo), stage.scratch)
-                fix_views(cfg, processes.share_plan(plan), processes)
+                fix_views(processes.share_plan(plan), processes, cfg.device)
             for part in RESULTS:
                 for leftover in (stage.scratch / part).rglob(".*.tmp"):  # of a run that was killed
                     leftover.unlink()
@@ -219,67 +198,6 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
                 stage.info["calibrated"] = verdict.calibration is not None
     copy_results(stage.dir / "fixed", cfg.fixed_dir)
     copy_results(stage.dir / "mask", cfg.fixed_mask_dir)
-
-
-def unfinished_views(views: dict[str, ViewFiles], folder: Path) -> dict[str, ViewFiles]:
-    """The views that no earlier run has finished; those with the same references stand together, so that one process encodes them."""
-    for part in RESULTS:
-        (folder / part).mkdir(exist_ok=True)
-    return {
-        name: view
-        for name, view in sorted(views.items(), key=lambda item: (item[1].references, item[0]))
-        if not all((folder / part / name).exists() for part in RESULTS)
-    }
-
-
-def fix_views(cfg: Config, plan: Plan, processes: Processes) -> None:
-    """Fix this process's share of the views and wait for the others."""
-    share = processes.share_of(list(plan.views.items()))
-    total = plan.num_done + len(plan.views)
-    fixer = usable_fixer(cfg, plan.verdict, processes) if share else None
-    # A view at a time: on a CPU two or four together take as long, at twice or four times the memory.
-    with image_writer() as write, progress(total, "stage 2", start=plan.num_done) as bar:
-        for done, (name, view) in enumerate(share, start=1):
-            result = fix_view(fixer, view)
-            for part in RESULTS:
-                write(plan.folder / part / name, getattr(result, part))
-            bar.update(min(total, plan.num_done + done * processes.count))  # the others keep pace
-    processes.wait()
-
-
-def usable_fixer(cfg: Config, verdict: Verdict, processes: Processes) -> Fixer:
-    """The fixer, as far as it has shown that it helps; one that does not is not even loaded."""
-    calibration = verdict.calibration
-    if calibration is not None and not calibration.is_used:
-        return CalibratedFixer(None, calibration)
-    fixer = verdict.choice.load(cfg.device, processes.local_rank)
-    return fixer if calibration is None else CalibratedFixer(fixer, calibration)
-
-
-def fix_view(fixer: Fixer, view: ViewFiles) -> FixResult:
-    """Read what belongs to a view and fix it."""
-    rendered, guidance = read_image(view.rendered), read_image(view.guidance)
-    require_size(view.guidance, guidance, view.rendered, rendered)
-    if view.coverage is None:  # what is not black
-        coverage = (guidance > 0).any(-1, keepdim=True).float()
-    else:
-        coverage = (read_image(view.coverage)[..., :1] > 0.5).float()
-        require_size(view.coverage, coverage, view.rendered, rendered)
-    return fixer.fix(rendered, guidance, coverage, [read_photo(path) for path in view.references])
-
-
-# Neighbouring views look at the same photos.
-read_photo = lru_cache(maxsize=8)(read_image)
-
-
-def require_size(path: Path, image: Tensor, other_path: Path, other: Tensor) -> None:
-    """Refuse pictures of one view that differ in size."""
-    if image.shape[:2] != other.shape[:2]:
-        sizes = [f"{shape[1]}x{shape[0]}" for shape in (image.shape, other.shape)]
-        raise ValueError(
-            f"{path} is {sizes[0]}, but {other_path} is {sizes[1]}. Expected one size per view. "
-            "Run stages 0 and 1 on the same scene again."
-        )
 
 
 def collect_views(

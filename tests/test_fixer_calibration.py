@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from s2d.fixer.calibration import CalibratedFixer, Calibration, Expectation, calibrate
-from s2d.fixer.interface import FixResult
+from s2d.fixer.interface import Fixer, FixResult
 from s2d.fixer.shares import (
     NUM_BINS,
     NUM_CLASSES,
@@ -48,7 +48,7 @@ def trials(fix, count=3, error=0.1):
 
 
 @dataclass
-class Fixed:
+class Fixed(Fixer):
     """A fixer that returns what it was given beforehand."""
 
     image: torch.Tensor

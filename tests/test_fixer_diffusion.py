@@ -124,9 +124,9 @@ def test_precisions(precision):
 def test_wrong_shapes_and_settings_are_refused():
     fixer = random_fixer()
     rendered, guidance, mask, reference = view()
-    with pytest.raises(ValueError, match=r"fix: guidance must be \[H, W, 3\] with H=21"):
+    with pytest.raises(ValueError, match=r"fix_together: guidance must be \[H, W, 3\] with H=21"):
         fixer.fix(rendered, guidance[1:], mask, reference)
-    with pytest.raises(ValueError, match=r"fix: coverage_mask must be \[H, W, 1\]"):
+    with pytest.raises(ValueError, match=r"fix_together: coverage_mask must be \[H, W, 1\]"):
         fixer.fix(rendered, guidance, mask[..., 0], reference)
     for setting in ({"tile_size": 8}, {"network_size": 1}):
         with pytest.raises(ValueError, match=f"DiffusionFixer: {next(iter(setting))} must be"):

@@ -17,7 +17,7 @@ from tiny_fixer import randomise, save_base, tiny_unet, tiny_vae
 import stage0_point_guidance
 import stage2_artifact_fix
 from s2d.config import parse_config, run_script
-from s2d.fixer import choice
+from s2d.fixer import choice, novel_views
 from s2d.fixer.choice import DEFAULTS, choose_fixer, usable_device
 from s2d.fixer.diffusion import DiffusionFixer, load_compact_fixer, to_network
 from s2d.fixer.network.compact import METADATA_KEY, save_compact
@@ -250,7 +250,9 @@ def test_new_weights_are_other_inputs(released, weights, monkeypatch):
     copy.write_bytes(weights.read_bytes())
     run(released, "--weights", copy)
     with monkeypatch.context() as patch:
-        patch.setattr(DiffusionFixer, "fix", pytest.fail)  # up to date: nothing is computed
+        patch.setattr(
+            DiffusionFixer, "fix_together", pytest.fail
+        )  # up to date: nothing is computed
         run(released, "--weights", copy)
         run(released, "--fixer", "compact", "--weights", copy, "--precision", "fp32")
     before = pictures(released / "out/stage2")
@@ -262,6 +264,38 @@ def test_new_weights_are_other_inputs(released, weights, monkeypatch):
     assert pictures(released / "out/stage2") == before
     run(released, "--weights", copy, "--overwrite")
     assert pictures(released / "out/stage2") != before
+
+
+def test_another_device_makes_nothing_stale(released, weights, monkeypatch):
+    """The precision is an input; the device, which decides it where no flag does, is none."""
+    flags = ["--weights", weights]
+
+    def precision():
+        return require_stage(released / "out", "stage2").data["inputs"]["precision"]["value"]
+
+    def write_one(write, folder, results):
+        write_results(write, folder, results)
+        raise KeyboardInterrupt
+
+    write_results = novel_views.write_results
+    monkeypatch.setattr(choice, "default_precision", lambda _: "bf16")  # as on a GPU
+    with monkeypatch.context() as patch:
+        patch.setattr(novel_views, "write_results", write_one)
+        with pytest.raises(KeyboardInterrupt):
+            run(released, *flags)
+    monkeypatch.setattr(choice, "default_precision", lambda _: "fp32")  # and from here on not
+    run(released, *flags)
+    assert precision() == "bf16", "what was begun goes on"
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionFixer, "fix_together", pytest.fail)
+        for more in ((), ("--precision", "bf16"), ("--compile",)):
+            run(released, *flags, *more)  # up to date
+    with pytest.raises(ValueError, match="precision: bf16, now fp32"):
+        run(released, *flags, "--precision", "fp32")
+    run(released, *flags, "--overwrite")
+    assert precision() == "fp32", "what is made anew has the default"
+    with pytest.raises(ValueError, match="precision: fp32, now bf16"):
+        run(released, *flags, "--precision", "bf16")
 
 
 def test_shipped_weights_are_the_default(released, weights, monkeypatch, tmp_path):
@@ -305,16 +339,17 @@ import os, signal, sys, time
 from pathlib import Path
 import stage2_artifact_fix as script
 from s2d.fixer.diffusion import DiffusionFixer
-fix, calls = DiffusionFixer.fix, []
-def fix_two_and_die(self, *images):
+fix, calls = DiffusionFixer.fix_together, []
+def fix_two_and_die(self, views):
+    assert len(views) == 1
     if len(calls) == 2:
         while not all(len(list((scratch / part).glob("*.png"))) == 2 for part in script.RESULTS):
             time.sleep(0.01)  # until they are written
         (scratch / "fixed" / ".5.png.1.tmp").touch()  # as of a picture that was being written
         os.kill(os.getpid(), signal.SIGKILL)
     calls.append(1)
-    return fix(self, *images)
-DiffusionFixer.fix = fix_two_and_die
+    return fix(self, views)
+DiffusionFixer.fix_together = fix_two_and_die
 scratch = Path(sys.argv[sys.argv.index("-m") + 1]) / "stage2.partial/scratch"
 script.run_script(script.main, script.Config, "stage2_artifact_fix")
 """
@@ -341,8 +376,8 @@ def test_a_killed_run_goes_on_with_the_next_view(released, weights, monkeypatch)
     scratch = released / "out/stage2.partial/scratch"
     first = {path: path.stat().st_mtime_ns for path in (scratch / "confidence").glob("*.png")}
     assert len(first) == 2
-    fix, calls = DiffusionFixer.fix, []
-    monkeypatch.setattr(DiffusionFixer, "fix", lambda *a: (calls.append(1), fix(*a))[1])
+    fix, calls = DiffusionFixer.fix_together, []
+    monkeypatch.setattr(DiffusionFixer, "fix_together", lambda *a: (calls.append(1), fix(*a))[1])
     out = run(released, *flags)
     assert len(calls) == len(NOVEL) - 2
     assert pictures(out) == expected

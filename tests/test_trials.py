@@ -15,9 +15,11 @@ import stage2_artifact_fix
 from s2d.cameras import Cameras
 from s2d.fixed_views import find_fixed_views, fixed_view_reader
 from s2d.fixer import judge as judging
+from s2d.fixer import novel_views
 from s2d.fixer.adaptation import AdaptSettings, adapt, as_pair
 from s2d.fixer.analytic import AnalyticFixer
 from s2d.fixer.calibration import Calibration
+from s2d.fixer.choice import DEFAULTS
 from s2d.fixer.interface import FixResult
 from s2d.images import read_image, write_image
 from s2d.metrics import psnr
@@ -206,7 +208,7 @@ def test_an_interrupted_run_makes_no_trial_again(
         assert not jobs
         yield from ()
 
-    for module, name in ((judging, "calibrate"), (stage2_artifact_fix, "fix_view")):
+    for module, name in ((judging, "calibrate"), (novel_views, "read_view")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, stop)
             with pytest.raises(KeyboardInterrupt):
@@ -290,7 +292,7 @@ def judge_trials(pale_trials, weights, num_steps, monkeypatch):
     choice = judging.FixerChoice(
         "compact",
         "a test",
-        {"weights": weights, "num_references": 1, "precision": "fp32", "tile_size": 64},
+        {**DEFAULTS["compact"], "weights": weights, "precision": "fp32", "tile_size": 64},
     )
     arguments = (choice, None, None, TrialSettings(), settings_of(num_steps), scratch, "cpu")
     return partial(judging.judge, *arguments), scratch

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2d.checks import check_shape
-from s2d.fixer.interface import FixResult, as_photos
+from s2d.fixer.interface import Fixer, FixResult, as_photos
 
 MixMode = Literal["mask", "global"]
 
@@ -29,7 +29,7 @@ DISAGREEMENT = 0.25
 
 
 @dataclass(frozen=True)
-class AnalyticFixer:
+class AnalyticFixer(Fixer):
     """Masked pixel mix of render and guidance; see the module's docstring."""
 
     guidance_share: float = 0.5

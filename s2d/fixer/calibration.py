@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from s2d.checks import check_shape
-from s2d.fixer.interface import Fixer, FixResult, as_photos
+from s2d.fixer.interface import Fixer, FixResult, NovelView, as_photos
 from s2d.fixer.shares import (
     LEVELS,
     NUM_BINS,
@@ -140,8 +140,8 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class CalibratedFixer:
-    """A fixer of which the learned share is kept; fulfils `interface.Fixer`."""
+class CalibratedFixer(Fixer):
+    """A fixer of which the learned share is kept."""
 
     fixer: Fixer | None
     """Not needed where the calibration says that it is off."""
@@ -155,12 +155,29 @@ class CalibratedFixer:
         reference: Tensor | Sequence[Tensor],  # [H', W', 3] each
     ) -> FixResult:
         """Repair a view as far as the fixer has shown that it can. See `Fixer.fix`."""
+        view = NovelView(rendered, guidance, coverage_mask, as_photos(reference))
+        return self.fix_together([view])[0]
+
+    def views_at_once(self, height: int, width: int) -> int:
+        """As many as the fixer takes."""
+        return self.fixer.views_at_once(height, width) if self.calibration.is_used else 1
+
+    def fix_together(self, views: Sequence[NovelView]) -> list[FixResult]:
+        """See `fix`."""
         if self.calibration.is_used:
-            result = self.fixer.fix(rendered, guidance, coverage_mask, as_photos(reference))
+            results = self.fixer.fix_together(views)
         else:
-            as_it_is = (coverage_mask > 0.5).float()
-            result = FixResult(rendered, as_it_is, as_it_is)
-        fixed, confidence = self.calibration.apply(rendered, result.fixed, guidance, coverage_mask)
+            masks = [(view.coverage_mask > 0.5).float() for view in views]
+            results = [
+                FixResult(view.rendered, mask, mask)
+                for view, mask in zip(views, masks, strict=True)
+            ]
+        return [self._kept(view, result) for view, result in zip(views, results, strict=True)]
+
+    def _kept(self, view: NovelView, result: FixResult) -> FixResult:
+        fixed, confidence = self.calibration.apply(
+            view.rendered, result.fixed, view.guidance, view.coverage_mask
+        )
         return replace(result, fixed=fixed, confidence=confidence)
 
 

@@ -7,15 +7,16 @@ sets it expects other pictures.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from s2d.checks import check_range
-from s2d.device import choose_device
+from s2d.device import DTYPES, Precision, choose_device
 from s2d.fixer.analytic import AnalyticFixer
 from s2d.fixer.calibration import Expectation
 from s2d.fixer.diffusion import (
@@ -27,6 +28,8 @@ from s2d.fixer.diffusion import (
     load_difix_fixer,
 )
 from s2d.fixer.interface import Fixer
+from s2d.log import logger
+from s2d.stage_folders import KEY, MANIFEST, SCRATCH, partial_dir
 
 FixerName = Literal["analytic", "compact", "difix"]
 
@@ -42,20 +45,24 @@ DEFAULTS: dict[FixerName, dict[str, Any]] = {
     "compact": {
         "weights": None,
         "num_references": 1,
-        "precision": "fp32",
+        "precision": None,
         "tile_size": COMPACT_TILE_SIZE,
+        "compile": False,
     },
     "difix": {
         "base_model_path": "nvidia/difix_ref",
         "stage2_checkpoint": None,
         "num_references": 1,
-        "precision": "fp32",
+        "precision": None,
         "tile_size": DIFIX_TILE_SIZE,
         "network_size": None,
+        "compile": False,
     },
 }
 # These name files, which are known by their content.
 WEIGHT_FLAGS = ("weights", "base_model_path", "stage2_checkpoint")
+# These change how fast the pictures are made, and no more in them than another device does.
+SPEED_FLAGS = ("compile",)
 
 
 @dataclass(frozen=True)
@@ -80,32 +87,63 @@ class FixerChoice:
             return SHIPPED_EXPECTATION
         return Expectation()
 
+    def describe(self) -> str:
+        """For people: `compact (the default) in fp32`."""
+        precision = self.settings.get("precision")
+        return f"{self.name} ({self.reason})" + (f" in {precision}" if precision else "")
+
+    def with_precision(self, known: str | None, device: str) -> FixerChoice:
+        """With a number format in place of none.
+
+        Args:
+            known: The one of work that is to be gone on with or is done; None if there is none.
+            device: Where the network is to run, which decides otherwise; looked for only then.
+
+        Raises:
+            ValueError: See `usable_device`.
+        """
+        if "precision" not in self.settings or self.settings["precision"] is not None:
+            return self
+        precision = known if known in DTYPES else default_precision(usable_device(device))
+        return replace(self, settings={**self.settings, "precision": precision})
+
     def inputs(self) -> dict[str, Any]:
-        """What `open_stage` must know of it: settings by value, weights by content.
+        """What `open_stage` must know of it: settings by value, weights by content; the precision must be known by now.
 
         Raises:
             FileNotFoundError: The base model is not there; the message says where to get it.
         """
         found: dict[str, Any] = {"fixer": self.name}
         for flag, value in self.settings.items():
+            if flag in SPEED_FLAGS:
+                continue
             if flag not in WEIGHT_FLAGS:
                 found[flag] = value
             elif value is not None:
                 found[flag] = difix_weights(value) if flag == "base_model_path" else value
         return found
 
-    def load(self, device: str = "cpu", number: int = 0) -> Fixer:
+    def load(self, device: str = "cpu", number: int = 0, *, few: bool = True) -> Fixer:
         """Make the fixer; a network is loaded onto `device` (see `usable_device`).
+
+        Args:
+            device, number: See `usable_device`.
+            few: It is for a handful of views, for which nothing is compiled.
 
         Raises:
             FileNotFoundError, ValueError: No, or no usable weights, packages, device or memory; the message says what to do.
         """
         if self.name == "analytic":
             return AnalyticFixer(**self.settings)
+        place = usable_device(device, number)
+        compiled = self.settings["compile"] and not few
+        if compiled and place.type != "cuda":
+            logger.warning("--compile: no effect on %s, only on a GPU", place)
         common = {
-            "device": usable_device(device, number),
-            "precision": self.settings["precision"],
+            "device": place,
+            "precision": self.settings["precision"] or default_precision(place),
             "tile_size": self.settings["tile_size"],
+            "compiled": compiled and place.type == "cuda",
         }
         if self.name == "compact":
             return load_compact_fixer(self.settings["weights"], **common)
@@ -178,6 +216,38 @@ def usable_device(name: str, number: int = 0) -> torch.device:
             f"--device {name} cannot be used ({reason}). Pass --device cpu, or install a torch with support for it."
         ) from error
     return device
+
+
+def default_precision(device: torch.device) -> Precision:
+    """The number format of a network that is told none: bf16 on a GPU that computes in it, else fp32."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return "bf16"
+    return "fp32"
+
+
+def recorded_precision(final_dir: Path, fixer: FixerName, overwrite: bool) -> str | None:
+    """The number format in which a stage was computed that is finished, or was interrupted; None if it was not with that fixer.
+
+    So a stage is up to date, and goes on as it began, on another device than the one whose default it was made with.
+
+    Args:
+        final_dir: OUT/stage2.
+        fixer: The one that is to run.
+        overwrite: The finished one is to be made anew.
+    """
+    files = [partial_dir(final_dir) / SCRATCH / KEY]
+    if not overwrite:
+        files.insert(0, final_dir / MANIFEST)
+    for path in files:
+        try:
+            inputs = json.loads(path.read_text(encoding="utf-8"))["inputs"]
+            return inputs["precision"]["value"] if inputs["fixer"]["value"] == fixer else None
+        # Not there, or with another fixer's inputs; a damaged one is refused by who opens the stage.
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return None
 
 
 def _by_weights(given: Mapping[str, Any]) -> tuple[FixerName, str]:

@@ -7,10 +7,12 @@ they are larger than `tile_size`. A reference photo is encoded once per photo, s
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2d.checks import check_range, check_shape
-from s2d.device import DTYPES, Precision
+from s2d.device import DTYPES, Precision, to_device
 from s2d.files import list_files
-from s2d.fixer.interface import FixResult, as_photos
+from s2d.fixer.compiling import Compilable
+from s2d.fixer.interface import Fixer, FixResult, NovelView, as_photos
+from s2d.fixer.memory import out_of_memory, views_that_fit
 from s2d.fixer.tiles import pad_to_multiple, run_tiled
+from s2d.log import logger
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
     from s2d.fixer.network.model import FixerModel
@@ -46,8 +51,8 @@ CACHE_BYTES = 256 * 2**20
 
 
 @dataclass
-class DiffusionFixer:
-    """Repairs views with a `FixerModel`; fulfils `interface.Fixer`. Make one with `load_compact_fixer` or `load_difix_fixer`."""
+class DiffusionFixer(Fixer):
+    """Repairs views with a `FixerModel`. Make one with `load_compact_fixer` or `load_difix_fixer`."""
 
     model: FixerModel
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -56,7 +61,10 @@ class DiffusionFixer:
     """Longest side in pixels that runs in one piece; larger images run in tiles. Rounded up to the network's multiple."""
     network_size: int | None = None
     """Run at this square size and resize back, as S2D's released weights were trained (512). None keeps the image's size."""
+    compiled: bool = False
+    """Run what torch.compile makes of the network, once for each size of view: worth it for many views."""
     _references: OrderedDict[tuple, Tensor] = field(default_factory=OrderedDict, repr=False)
+    _at_once: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         check_range("tile_size", self.tile_size, low=MIN_TILE_SIZE)
@@ -67,8 +75,8 @@ class DiffusionFixer:
             self.device, DTYPES[self.precision], memory_format=torch.channels_last
         ).eval()
         self.model.requires_grad_(False)
+        self._repair = Compilable(self.model.repair, self.compiled)
 
-    @torch.inference_mode()
     def fix(
         self,
         rendered: Tensor,  # [H, W, 3]
@@ -80,57 +88,111 @@ class DiffusionFixer:
 
         A compact network leaves a view as it is of which guidance covers less than `MIN_COVERAGE`.
         """
-        dims = check_shape("rendered", rendered, ("H", "W", 3))
-        check_shape("guidance", guidance, ("H", "W", 3), dims)
-        check_shape("coverage_mask", coverage_mask, ("H", "W", 1), dims)
-        photos = as_photos(reference)
-        for photo in photos:
-            check_shape("reference", photo, (None, None, 3))
-        supported = (coverage_mask > 0.5).float()
-        if self.model.config.difference and float(supported.mean()) < MIN_COVERAGE:
-            return FixResult(rendered, supported, torch.ones_like(supported))
-        with self._explained_memory(*rendered.shape[:2]):
-            shown, fixed = self._run(rendered, guidance, coverage_mask, photos)
-        change = (fixed - shown).abs().mean(-1, keepdim=True)
-        return FixResult(fixed, supported, 1.0 - (change / CHANGE).clamp(max=1.0))
+        view = NovelView(rendered, guidance, coverage_mask, as_photos(reference))
+        return self.fix_together([view])[0]
 
-    def _run(
-        self, rendered: Tensor, guidance: Tensor, coverage_mask: Tensor, photos: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """What the network is shown (the mix) and what it makes of it. [H, W, 3] each, in [0, 1]"""
-        height, width = rendered.shape[:2]
-        keys = [hashlib.sha256(photo.contiguous().numpy()).digest() for photo in photos]
-        images = [to_network(image) for image in (rendered, guidance)]
-        mask = coverage_mask.permute(2, 0, 1)[None]
-        photos = [fit_photo(to_network(photo), height, width) for photo in photos]
+    def views_at_once(self, height: int, width: int) -> int:
+        """As many as a GPU has memory for, by `memory.views_that_fit`, or by what has turned out to be too much."""
+        if (height, width) not in self._at_once:
+            sides = (self.network_size,) * 2 if self.network_size else (height, width)
+            pixels = math.prod(min(side, self._tile) for side in sides)
+            count = views_that_fit(self.model, pixels, DTYPES[self.precision], self.device)
+            self._at_once[height, width] = count
+            if count > 1:
+                logger.info("fixer: %d views of %dx%d at once", count, width, height)
+        return self._at_once[height, width]
+
+    @torch.inference_mode()
+    def fix_together(self, views: Sequence[NovelView]) -> list[FixResult]:
+        """Repair views of one size, with as many references each, in one pass of the network; in several where memory is short."""
+        dims = check_shape("rendered", views[0].rendered, ("H", "W", 3))
+        for view in views:
+            check_shape("rendered", view.rendered, ("H", "W", 3), dims)
+            check_shape("guidance", view.guidance, ("H", "W", 3), dims)
+            check_shape("coverage_mask", view.coverage_mask, ("H", "W", 1), dims)
+            for photo in view.references:
+                check_shape("reference", photo, (None, None, 3))
+        masks = [(view.coverage_mask > 0.5).float() for view in views]
+        results = [
+            FixResult(view.rendered, mask, torch.ones_like(mask))
+            for view, mask in zip(views, masks, strict=True)
+        ]
+        rows = [row for row, mask in enumerate(masks) if self._can_repair(mask)]
+        for row, (shown, fixed) in zip(rows, self._in_parts([views[r] for r in rows]), strict=True):
+            change = (fixed - shown).abs().mean(-1, keepdim=True)
+            confidence = 1.0 - (change / CHANGE).clamp(max=1.0)
+            results[row] = FixResult(fixed, masks[row], confidence)
+        return results
+
+    def _can_repair(self, mask: Tensor) -> bool:
+        return not self.model.config.difference or float(mask.mean()) >= MIN_COVERAGE
+
+    def _in_parts(self, views: Sequence[NovelView]) -> list[tuple[Tensor, Tensor]]:
+        """What `_run` says of each view, on the CPU; where memory is short, with half as many views at once from then on."""
+        done: list[tuple[Tensor, Tensor]] = []
+        count = len(views)
+        while len(done) < len(views):
+            part = views[len(done) : len(done) + count]
+            size = part[0].size
+            if self._repair.compiled:
+                # A graph is made for one number of views: fill up with copies.
+                part = [*part, *part[-1:] * (self.views_at_once(*size) - len(part))]
+            try:
+                with self._explained_memory(*size) if len(part) == 1 else nullcontext():
+                    pairs = [(shown.cpu(), fixed.cpu()) for shown, fixed in self._run(part)]
+                done += pairs[: len(views) - len(done)]
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+            # Outside of the handler, whose traceback would keep the tensors alive.
+            count = self._at_once[size] = len(part) // 2
+            logger.info("%s: too little memory for %d views at once: %d from here on", self.device, len(part), count)  # fmt: skip
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return done
+
+    def _run(self, views: Sequence[NovelView]) -> list[tuple[Tensor, Tensor]]:
+        """What the network is shown of each view (the mix) and what it makes of it, on the device. [H, W, 3] each, in [0, 1]"""
+        height, width = views[0].size
+        images = [
+            self._loaded(to_network(image) for image in column)
+            for column in zip(*(view[:2] for view in views), strict=True)
+        ]
+        mask = self._loaded(view.coverage_mask.permute(2, 0, 1)[None] for view in views)
         if self.network_size is not None:
             square = (self.network_size, self.network_size)
-            images, photos = ([resize(image, *square) for image in row] for row in (images, photos))
+            images = [resize(image, *square) for image in images]
             mask = F.interpolate(mask, square, mode="nearest-exact")
         inner = images[0].shape[-2:]
-        render, points, mask, *photos = (
-            self._on_device(pad_to_multiple(image, self.model.multiple))
-            for image in (*images, mask, *photos)
-        )
+        render, points, mask = (self._padded(image) for image in (*images, mask))
         seen = self.model.show(render, points, mask)
-        multiple = self.model.multiple
-        tile = -(-self.tile_size // multiple) * multiple
+        photos = {id(photo): photo for view in views for photo in view.references}
+        keys = {name: hashlib.sha256(p.contiguous().numpy()).digest() for name, p in photos.items()}
+        fitted = cache(lambda name: self._fitted(photos[name], height, width))
+
+        def latents_of(photo: Tensor, *place: int) -> Tensor:
+            return self._reference_latents(
+                (keys[id(photo)], height, width, *place), partial(fitted, id(photo))
+            )
 
         def repair(rows: slice, columns: slice) -> Tensor:
-            crop = (..., rows, columns)
-            place = (height, width, rows.start, rows.stop, columns.start, columns.stop)
+            place = (rows.start, rows.stop, columns.start, columns.stop)
             latents = [
-                self._reference_latents((key, *place), photo[crop])
-                for key, photo in zip(keys, photos, strict=True)
+                torch.stack([latents_of(photo, *place) for photo in view.references], dim=1)
+                for view in views
             ]
-            return self.model.repair(seen[crop], torch.stack(latents, dim=1)).float()
+            return self._repair(seen[..., rows, columns], torch.cat(latents)).float()
 
-        fixed = run_tiled(repair, *render.shape[-2:], tile, tile // OVERLAP_SHARE)
+        fixed = run_tiled(repair, *render.shape[-2:], self._tile, self._tile // OVERLAP_SHARE)
         shown, fixed = (
-            image[..., : inner[0], : inner[1]].cpu().float().clamp(-1, 1)
-            for image in (seen[:, :3], fixed)
+            resize(images[..., : inner[0], : inner[1]].float().clamp(-1, 1), height, width)
+            for images in (seen[:, :3], fixed)
         )
-        return tuple(from_network(resize(image, height, width)) for image in (shown, fixed))
+        return [
+            (from_network(before), from_network(after))
+            for before, after in zip(shown.split(1), fixed.split(1), strict=True)
+        ]
 
     @contextmanager
     def _explained_memory(self, height: int, width: int) -> Iterator[None]:
@@ -150,14 +212,33 @@ class DiffusionFixer:
                 f"pixels in {self.precision}. {cure}, or use a smaller fixer: --fixer compact, --fixer analytic."
             ) from error
 
-    def _on_device(self, images: Tensor) -> Tensor:
-        return images.to(self.device, DTYPES[self.precision])
+    @property
+    def _tile(self) -> int:
+        """Longest side of a tile, in pixels of the network."""
+        multiple = self.model.multiple
+        return -(-self.tile_size // multiple) * multiple
 
-    def _reference_latents(self, place: tuple, photo: Tensor) -> Tensor:
+    def _loaded(self, images: Iterable[Tensor]) -> Tensor:
+        """One batch on the device."""
+        return to_device(torch.cat(list(images)), self.device)
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """As the network takes them."""
+        return pad_to_multiple(images, self.model.multiple).to(DTYPES[self.precision])
+
+    def _fitted(self, photo: Tensor, height: int, width: int) -> Tensor:
+        """A reference photo as the network takes it beside a view of that size."""
+        image = fit_photo(self._loaded([to_network(photo)]), height, width)
+        if self.network_size is not None:
+            image = resize(image, self.network_size, self.network_size)
+        return self._padded(image)
+
+    def _reference_latents(self, place: tuple, photo: Callable[[], Tensor]) -> Tensor:
         """Encode (part of) a reference photo, or remember what it gave. [1, c, h, w]"""
         latents = self._references.pop(place, None)
         if latents is None:
-            latents = self.model.encode_photos(photo)
+            top, bottom, left, right = place[-4:]
+            latents = self.model.encode_photos(photo()[..., top:bottom, left:right])
         self._references[place] = latents  # at the end: the least recently used goes first
         while sum(entry.nbytes for entry in self._references.values()) > CACHE_BYTES:
             self._references.popitem(last=False)
@@ -169,8 +250,9 @@ def load_compact_fixer(
     device: str | torch.device = "cpu",
     precision: Precision = "fp32",
     tile_size: int = COMPACT_TILE_SIZE,
+    compiled: bool = False,
 ) -> DiffusionFixer:
-    """Load the compact fixer from its one file.
+    """Load the compact fixer from its one file; the other arguments as of `DiffusionFixer`.
 
     Raises:
         FileNotFoundError, ValueError: No, or no usable weights, or a package is missing; the message says what to do.
@@ -178,7 +260,9 @@ def load_compact_fixer(
     with explained_loading(str(weights)):
         from s2d.fixer.network.compact import load_compact
 
-        return DiffusionFixer(load_compact(weights), torch.device(device), precision, tile_size)
+        return DiffusionFixer(
+            load_compact(weights), torch.device(device), precision, tile_size, compiled=compiled
+        )
 
 
 def load_difix_fixer(
@@ -188,13 +272,14 @@ def load_difix_fixer(
     precision: Precision = "fp32",
     tile_size: int = DIFIX_TILE_SIZE,
     network_size: int | None = None,
+    compiled: bool = False,
 ) -> DiffusionFixer:
     """Load a fixer on a diffusion base.
 
     Args:
         base_model: Folder of, or name of, nvidia/difix_ref or stabilityai/sd-turbo; a name must be in the local cache.
         checkpoint: `.pkl` of S2D, Difix, img2img-turbo or train_artifact_fixer.py.
-        device, precision, tile_size, network_size: See `DiffusionFixer`.
+        device, precision, tile_size, network_size, compiled: See `DiffusionFixer`.
 
     Raises:
         FileNotFoundError, ValueError: No, or no usable weights, or a package is missing; the message says what to do.
@@ -207,7 +292,8 @@ def load_difix_fixer(
             torch.device(device),
             precision,
             tile_size,
-            network_size=network_size,
+            network_size,
+            compiled,
         )
 
 
@@ -237,14 +323,6 @@ def explained_loading(model: str) -> Iterator[None]:
             f"Not enough memory to load the fixer from {model}. Pass --precision bf16, or use a smaller fixer: "
             "--fixer compact, --fixer analytic."
         ) from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on whichever device: torch has a type of its own for GPUs alone."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in ("allocate memory", "not enough memory", "out of memory"))
 
 
 def to_network(

@@ -2,9 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
+
+
+class NovelView(NamedTuple):
+    """What a fixer is shown of one view; the arguments of `Fixer.fix`."""
+
+    rendered: Tensor  # [H, W, 3]
+    guidance: Tensor  # [H, W, 3]
+    coverage_mask: Tensor  # [H, W, 1]
+    references: tuple[Tensor, ...]  # [H', W', 3] each, nearest first
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height, width."""
+        return tuple(self.rendered.shape[:2])
+
+    def goes_with(self, other: "NovelView") -> bool:
+        """Whether both may pass through a network together."""
+        return self.size == other.size and len(self.references) == len(other.references)
 
 
 @dataclass(frozen=True)
@@ -17,7 +35,7 @@ class FixResult:
 
 
 class Fixer(Protocol):
-    """Repairs one novel view at a time; holds its settings and, where it has one, its network."""
+    """Repairs novel views; holds its settings and, where it has one, its network. One that gains nothing from several views at once inherits."""
 
     def fix(
         self,
@@ -35,6 +53,14 @@ class Fixer(Protocol):
             reference: The nearest kept photo, in [0,1], or several; may have other sizes. [H', W', 3] each
         """
         ...
+
+    def views_at_once(self, height: int, width: int) -> int:
+        """How many views of a size to hand to `fix_together`; 1 or more."""
+        return 1
+
+    def fix_together(self, views: Sequence[NovelView]) -> list[FixResult]:
+        """Return the repaired views, which must go with each other (`NovelView.goes_with`); on the CPU."""
+        return [self.fix(*view) for view in views]
 
 
 def as_photos(
