@@ -65,3 +65,10 @@ def to_cpu(values: Any) -> Any:
     if isinstance(values, list | tuple):
         return type(values)(to_cpu(value) for value in values)
     return values
+
+
+def free_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of a GPU that this process can still have, with what torch's allocator holds unused; and all."""
+    free, total = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + unused, total

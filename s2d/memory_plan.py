@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from s2d.device import NotEnoughMemory
+from s2d.device import NotEnoughMemory, free_memory
 from s2d.log import logger
 
 DataDevice = Literal["auto", "cpu"]
@@ -82,7 +82,7 @@ class TrainingMemory:
         """
         if device.type != "cuda":
             return False
-        free, total = _free_memory(device)
+        free, total = free_memory(device)
         gaussians = self.max_gaussians * self.gaussian_bytes
         needed = MARGIN * (gaussians + self.step_bytes)
         resident = data_device == "auto" and needed + MARGIN * self.photo_bytes <= free
@@ -106,13 +106,6 @@ class TrainingMemory:
                 f"Close what else uses the GPU, or pass {cure} or --device cpu."
             )
         return resident
-
-
-def _free_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that this process can still have, with what torch's allocator holds unused; and all."""
-    free, total = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + unused, total
 
 
 def _gib(count: float) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from s2d.device import free_memory
+
 if TYPE_CHECKING:  # diffusers takes seconds to import
     from s2d.fixer.network.model import FixerModel
 
@@ -32,7 +34,7 @@ def views_that_fit(model: FixerModel, pixels: int, dtype: torch.dtype, device: t
     """How many views of so many pixels to repair at once: on a GPU as many as take half of its free memory, 8 at most; else 1."""
     if device.type != "cuda":
         return 1
-    fitting = FREE_SHARE * _free_bytes(device) / view_bytes(model, pixels, dtype)
+    fitting = FREE_SHARE * free_memory(device)[0] / view_bytes(model, pixels, dtype)
     return max(1, min(MOST_VIEWS, int(fitting)))
 
 
@@ -43,9 +45,3 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     words = ("allocate memory", "not enough memory", "out of memory", "alloc_failed", "allocation_failed")  # fmt: skip
     return any(word in text for word in words)
-
-
-def _free_bytes(device: torch.device) -> int:
-    """What this process can still have, with what torch's allocator holds unused."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
