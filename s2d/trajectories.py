@@ -75,7 +75,7 @@ def orbit_cameras(kept: Cameras, num: int, points: Tensor | None = None) -> Came
     raised and lowered along the way, so that the path shows what lies beside the photos.
     """
     viewmats = kept.viewmats.double()
-    target = _target(kept, points)
+    target = look_target(kept, points)
     up = up_axis(viewmats)
     offsets = kept.centers.double() - target
     height = offsets @ up
@@ -112,7 +112,7 @@ def perturb_cameras(
     generator = torch.Generator().manual_seed(seed)
     rows = [i % len(kept) for i in range(num)]
     viewmats = kept.viewmats.double()[rows]
-    distance = (kept.centers.double() - _target(kept, points)).norm(dim=-1).mean()
+    distance = (kept.centers.double() - look_target(kept, points)).norm(dim=-1).mean()
     shift = (
         torch.randn(num, 3, generator=generator, dtype=torch.float64)
         * 0.05
@@ -128,7 +128,7 @@ def perturb_cameras(
     return with_lens_of(rigid(turn, shift) @ viewmats, kept, rows)
 
 
-def _target(kept: Cameras, points: Tensor | None) -> Tensor:
+def look_target(kept: Cameras, points: Tensor | None) -> Tensor:
     """The point that the cameras look at; forward-facing rigs have none, so then at the median depth of the points."""
     depth = None
     if points is not None and len(points):

@@ -262,8 +262,8 @@ class ActiveStrategies:
 
     @cached_property
     def _ways(self) -> Ways:
-        centers = self.evidence.kept.cameras.centers
-        return clear_ways(centers, self.evidence.points, self.settings.clearance)
+        kept = self.evidence.kept.cameras
+        return clear_ways(kept, self.evidence.points, self.settings.clearance)
 
     def _binocular(self, camera: Cameras, step: int) -> bool:
         settings = self.settings

@@ -8,13 +8,16 @@ neighbours are kept clear, as far as a share of the distance to the nearest surf
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
 from s2d.geometry import quat_to_rotation
+from s2d.trajectories import look_target
 
 NEIGHBOURS = 2  # nearest kept cameras that a way leads to from each
-BETWEEN = 7  # places on each way, beside its ends
+BETWEEN = 7  # places on each way between its ends
 NEAREST = 0.01  # quantile of the distances to stage 0's points that counts as the nearest surface: some points are wrong
 # Standard deviations up to which a place is inside of a Gaussian, wherever its centre is.
 INSIDE = 2.0
@@ -28,25 +31,45 @@ class Ways(NamedTuple):
 
 
 def clear_ways(
-    centers: Tensor,  # [V, 3]
+    kept: Cameras,
     points: Tensor,  # [M, 3]
     share: float,
 ) -> Ways:
-    """Choose places at the kept cameras and on straight ways between neighbours.
+    """Choose places at the kept cameras and on ways between neighbours.
+
+    There are two from each camera to each neighbour: straight, as one walks along a wall, and on an arc around what the cameras look at.
 
     Args:
-        centers: Of the kept cameras, world. [V, 3]
+        kept: The kept views.
         points: Of the surfaces, world. [M, 3]
         share: Of the distance to the nearest surface that is kept clear.
     """
-    centers, points = centers.double(), points.to(centers.device).double()
+    centers, points = kept.centers.cpu().double(), points.cpu().double()
+    target = look_target(kept.to("cpu"), points)
     distances = torch.cdist(centers, centers).fill_diagonal_(torch.inf)
     near = distances.topk(min(NEIGHBOURS, len(centers) - 1), largest=False).indices
-    steps = torch.arange(1, BETWEEN + 1, dtype=torch.float64, device=centers.device) / (BETWEEN + 1)
-    ways = torch.lerp(centers[:, None, None], centers[near][:, :, None], steps[:, None])
-    places = torch.cat([centers, ways.flatten(0, 2)])
+    start, end = centers[:, None] - target, centers[near] - target  # [V, 1, 3], [V, k, 3]
+    steps = torch.arange(1, BETWEEN + 1).double() / (BETWEEN + 1)
+    straight = torch.lerp(start[:, :, None], end[:, :, None], steps[:, None])
+    ways = torch.stack([straight, _arc(start.expand_as(end), end, steps)]) + target
+    places = torch.cat([centers, ways.flatten(0, 3)])
     nearest = [torch.quantile((points - place).norm(dim=1), NEAREST) for place in places]
     return Ways(places.float(), share * torch.stack(nearest).float())
+
+
+def _arc(
+    start: Tensor,  # [..., 3]
+    end: Tensor,  # [..., 3]
+    steps: Tensor,  # [S] in (0, 1)
+) -> Tensor:
+    """Turn at constant speed from one vector to the other, lengths in proportion. [..., S, 3]"""
+    lengths = torch.lerp(start.norm(dim=-1)[..., None], end.norm(dim=-1)[..., None], steps)
+    first, last = F.normalize(start, dim=-1), F.normalize(end, dim=-1)
+    angle = (first * last).sum(-1).clamp(-1, 1).acos()[..., None]  # [..., 1]
+    # Relative weights are enough; for a small angle they are 1 - t and t.
+    weights = [torch.sinc(angle * t / torch.pi) * t for t in (1 - steps, steps)]
+    mixed = weights[0][..., None] * first[..., None, :] + weights[1][..., None] * last[..., None, :]
+    return lengths[..., None] * F.normalize(mixed, dim=-1)
 
 
 @torch.no_grad()
