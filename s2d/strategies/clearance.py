@@ -21,6 +21,7 @@ BETWEEN = 7  # places on each way between its ends
 NEAREST = 0.01  # quantile of the distances to stage 0's points that counts as the nearest surface: some points are wrong
 # Standard deviations up to which a place is inside of a Gaussian, wherever its centre is.
 INSIDE = 2.0
+ROWS_AT_ONCE = 100_000  # bounds the memory: a distance to every place
 
 
 class Ways(NamedTuple):
@@ -75,15 +76,18 @@ def _arc(
 @torch.no_grad()
 def in_the_way(gaussians: Gaussians, ways: Ways) -> Tensor:
     """Find the Gaussians whose centre is in the clear, or that a place is inside of. [N] bool"""
-    scales, rotations = gaussians.log_scales.exp(), quat_to_rotation(gaussians.quats)
-    reach = INSIDE * scales.amax(1)
-    found = torch.zeros_like(reach, dtype=torch.bool)
-    for place, radius in zip(
-        ways.places.to(reach.device), ways.radii.to(reach.device), strict=True
-    ):
-        offset = place - gaussians.means
-        distance = offset.norm(dim=1)
-        close = (distance < torch.maximum(reach, radius)).nonzero()[:, 0]
-        along = torch.einsum("nij,ni->nj", rotations[close], offset[close]) / scales[close]
-        found[close] |= (distance[close] < radius) | (along.norm(dim=1) < INSIDE)
+    places, radii = (tensor.to(gaussians.means.device) for tensor in ways)
+    found = torch.zeros(gaussians.num, dtype=torch.bool, device=places.device)
+    for rows in torch.arange(gaussians.num, device=places.device).split(ROWS_AT_ONCE):
+        scales = gaussians.log_scales[rows].exp()
+        distances = torch.cdist(
+            gaussians.means[rows], places, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        reach = INSIDE * scales.amax(1, keepdim=True)
+        row, place = (distances < torch.maximum(reach, radii)).nonzero().unbind(1)
+        offset = places[place] - gaussians.means[rows[row]]
+        rotations = quat_to_rotation(gaussians.quats[rows[row]])
+        along = torch.einsum("nij,ni->nj", rotations, offset) / scales[row]
+        hides = (distances[row, place] < radii[place]) | (along.norm(dim=1) < INSIDE)
+        found[rows[row[hides]]] = True
     return found
