@@ -27,7 +27,7 @@ from s2d.layers.rows import level_opacities, pick_rows
 from s2d.ply_io import read_points_ply
 from s2d.scene import Scene
 
-# The model has been trained on pictures of about this many pixels; larger ones have objects of sizes that it has never seen.
+# The published size of training: larger pictures have objects of sizes that no network has been trained on.
 MODEL_PIXELS = 256 * 256
 # Rows that are made per row that is kept: photos overlap, and what agrees is the same surface several times.
 SURPLUS = 3.0
