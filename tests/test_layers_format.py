@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from s2d.cameras import Cameras
-from s2d.gaussians import Gaussians
+from s2d.gaussians import Gaussians, concatenate
 from s2d.geometry import look_at
 from s2d.layers.convert import extract, merge, pack
 from s2d.layers.levels import check_levels, gaussians_of_level, write_levels
 from s2d.layers.manifest import load_levels
 from s2d.layers.quantise import Ranges, join_quats, pack_quats
 from s2d.layers.records import Encoding, decode_opacities, decode_rows, encode_rows
-from s2d.layers.rows import concatenate, level_opacities, visible_rows
+from s2d.layers.rows import level_opacities, visible_rows
 from s2d.rasterize import rasterize
 
 SIZES = (70, 300, 900)
