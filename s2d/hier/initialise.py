@@ -6,6 +6,7 @@ Then the views are brought together: what stands in front of a surface that more
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,15 +21,15 @@ from s2d.hier.config import NUM_LEVELS, STRIDES
 from s2d.hier.gaussians import OPACITY_MARGIN, HierGaussians
 from s2d.hier.kept_views import common_size, kept_views, neighbours, stage0_depths
 from s2d.hier.views import Views
-from s2d.hier.weights import load_model
+from s2d.hier.weights import load_info, load_model
 from s2d.layers.levels import write_levels
 from s2d.layers.manifest import Levels
 from s2d.layers.rows import level_opacities, pick_rows
 from s2d.ply_io import read_points_ply
 from s2d.scene import Scene
 
-# The published size of training: larger pictures have objects of sizes that no network has been trained on.
-MODEL_PIXELS = 256 * 256
+# What a network looks at where its weights do not say what they were trained on: the published size.
+PUBLISHED_SIZE = (256, 256)
 # Rows that are made per row that is kept: photos overlap, and what agrees is the same surface several times.
 SURPLUS = 3.0
 # Neighbours that a view is compared with.
@@ -104,7 +105,9 @@ def hier_start(
         found = analytic_levels(views, *depths, sh_degree=sh_degree)
         rows = _Rows.of(found, views, list(range(len(kept))), list(range(len(kept))))
     else:
-        views = kept_views(kept, points, common_size(kept, min(pixels, MODEL_PIXELS)))
+        # Things have the sizes in pixels that the network knows; what is too many is thinned.
+        trained = math.prod(load_info(weights).get("image_size", PUBLISHED_SIZE))
+        views = kept_views(kept, points, common_size(kept, trained))
         rows = _predicted(kept, points, views, weights, device)
     contradicted, rows.confirmed = _compared(rows, views)
     return _start(rows.pick(contradicted <= rows.confirmed), max_gaussians, sh_degree)
