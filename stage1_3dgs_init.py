@@ -210,8 +210,8 @@ def optimise(
             run.refinement = Refinement(cameras.to(device), extent, refined)
 
     num_steps = cfg.sample_iteration
-    known = cloud.points, partial(read_depth, stage0.dir)
-    use_strategies(run, cfg.strategy, kept, *known, num_steps, cfg.seed)
+    depth_of = partial(read_depth, stage0.dir)
+    use_strategies(run, cfg.strategy, kept, cloud.points, depth_of, num_steps, cfg.seed)
     with cpus_for_kernels(), progress(num_steps, "stage 1", start=run.step) as bar:
         while run.step < num_steps:
             set_means_rate(run.optimizer, rates, run.scene_extent, run.step / num_steps)
@@ -248,7 +248,8 @@ def initial_gaussians(
     """Make what the optimisation starts with, on the device."""
     if cfg.init != "points":
         weights = find_weights(cfg.hier_weights) if cfg.init == "hier" else None
-        start = hier_start(kept, stage0.dir, weights, cfg.max_init_points, sh_degree, device)
+        most = cfg.max_init_points
+        start = hier_start(kept, cloud.points, stage0.dir, weights, most, sh_degree, device)
         start.save(stage.dir / "layers")
         counts = ", ".join(str(part.num) for part in start.parts)
         logger.info("stage1: levels of %s Gaussians, coarse to fine", counts)

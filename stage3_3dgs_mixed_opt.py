@@ -7,8 +7,8 @@ and all pixels as far as stage 2's trials have shown that they are right.
 With --layers the scene is made anew instead, coarse to fine: each layer sees photos of its own resolution and adds Gaussians to those below,
 which stay as they are (docs/layers.md).
 
-Reads   SCENE (-s) kept photos; OUT/chkpnt_stage1_<it>.pth; OUT/stage0 cameras; OUT/stage2/ fixed, mask, confidence
-        with --layers also OUT/stage0/points.ply; stage 2 not with --no-pseudo-views, and stage 1 then only if it is there
+Reads   SCENE (-s) kept photos; OUT/chkpnt_stage1_<it>.pth; OUT/stage0 cameras, points.ply, depth/; OUT/stage2/ fixed, mask, confidence
+        stage 2 not with --no-pseudo-views, and stage 1 then only if it is there
 Writes  OUT/stage3/ renders/<name>.png, kept_cameras.json, history.json; with --layers also layers/
         OUT/chkpnt<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json, OUT/cfg_args.json
 
@@ -307,8 +307,11 @@ def optimise(
     views = views_on(view_source(kept, novel, fixed), device, resident)
     num_steps = cfg.iterations - first.step
     stage0_dir = cfg.model_dir / "stage0"
-    known = read_points_ply(stage0_dir / "points.ply").points, partial(read_depth, stage0_dir)
-    use_strategies(run, cfg.strategy, kept, *known, cfg.iterations, cfg.seed, first)
+    points, depth_of = (
+        read_points_ply(stage0_dir / "points.ply").points,
+        partial(read_depth, stage0_dir),
+    )
+    use_strategies(run, cfg.strategy, kept, points, depth_of, cfg.iterations, cfg.seed, first)
     with cpus_for_kernels(), progress(cfg.iterations, "stage 3", start=run.step) as bar:
         while run.step < cfg.iterations:
             set_means_rate(

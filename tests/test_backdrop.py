@@ -1,6 +1,8 @@
 """The sphere behind the scene: closed, of the photos' colours, and invisible to the photos that the scene explains."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,13 @@ from s2d.backdrop import backdrop
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians, concatenate, gaussians_from_points
 from s2d.geometry import fibonacci_sphere, look_at
+from s2d.optim import LearningRates
 from s2d.rasterize import rasterize
+from s2d.refinement import Refinement, RefinementRates
+from s2d.sampling import ViewSampler
+from s2d.scene import Scene
+from s2d.sh import sh0_to_rgb
+from s2d.training import BACKDROP_FROM, stand_backdrop, start_run
 
 SIZE = (48, 36)
 K = torch.tensor([[40.0, 0, 24], [0, 40, 18], [0, 0, 1]])
@@ -96,3 +104,21 @@ def test_it_is_far_and_has_the_scenes_colour_degree():
     everything = concatenate([scene, sphere])
     assert everything.num == scene.num + module.NUM
     assert torch.equal(everything.means[: scene.num], scene.means)
+
+
+def test_learned_exposure_is_taken_out_of_the_photos():
+    """Two photos of one grey surrounding, the second taken twice as bright: with its gain known, the sphere is that grey in both directions."""
+    cameras = Cameras.cat([camera([0.1, 0, 1]), replace(camera([0.1, 0, -1]), names=("b",))])
+    photos = {
+        "a": torch.full((SIZE[1], SIZE[0], 3), 0.3),
+        "b": torch.full((SIZE[1], SIZE[0], 3), 0.6),
+    }
+    kept = Scene("s", cameras, (Path("a"), Path("b")), None, photos)
+    nothing = some_gaussians(BEHIND)
+    nothing.opacity_logits.fill_(-20)
+    run = start_run(nothing, LearningRates(), 1.0, ViewSampler(("a", "b"), seed=0), 0)
+    run.refinement = Refinement(cameras, 1.0, RefinementRates())
+    run.refinement._log_gains[1].data.fill_(math.log(2))
+    run.step = round(BACKDROP_FROM * 10)
+    stand_backdrop(run, kept, 0, 10)
+    assert float((sh0_to_rgb(run.backdrop.sh0) - 0.3).abs().max()) < 1e-4  # measured 3e-8

@@ -25,12 +25,11 @@ from s2d.hier.weights import load_info, load_model
 from s2d.layers.levels import write_levels
 from s2d.layers.manifest import Levels
 from s2d.layers.rows import level_opacities, pick_rows
-from s2d.ply_io import read_points_ply
 from s2d.scene import Scene
 
 # What a network looks at where its weights do not say what they were trained on: the published size.
 PUBLISHED_SIZE = (256, 256)
-# Rows that are made per row that is kept: photos overlap, and what agrees is the same surface several times.
+# Rows that are made of depth per row that is kept: photos overlap, and what agrees is the same surface several times.
 SURPLUS = 3.0
 # Neighbours that a view is compared with.
 NUM_NEIGHBOURS = 2
@@ -73,6 +72,7 @@ class HierStart:
 
 def hier_start(
     kept: Scene,
+    points: Tensor,  # [P, 3]
     stage0_dir: Path,
     weights: Path | None,
     max_gaussians: int,
@@ -83,7 +83,8 @@ def hier_start(
 
     Args:
         kept: The kept views.
-        stage0_dir: points.ply, and without weights depth/.
+        points: Of stage 0, world. [P, 3]
+        stage0_dir: OUT/stage0, for the depth of the kept views; read without weights alone.
         weights: Of `HierModel`; None: the analytic levels.
         max_gaussians: Of all levels together.
         sh_degree: Of the result.
@@ -93,13 +94,12 @@ def hier_start(
         FileNotFoundError: The weights, or stage 0's depth where there are none.
         ValueError: A single kept view with weights; too few points to know the range of depth.
     """
-    points = read_points_ply(stage0_dir / "points.ply").points
-    if weights is None:  # a view of unknown depth has nothing to give; if all are, reading says so
+    if weights is None:
+        # A view of unknown depth has nothing to give; if all are, reading says so.
         known = [name for name in kept.names if depth_path(stage0_dir, name).is_file()]
         kept = kept.subset(known) if known else kept
-    rows_per_pixel = sum(1 / stride**2 for stride in STRIDES)
-    pixels = SURPLUS * max_gaussians / (rows_per_pixel * len(kept))
-    if weights is None:
+        rows_per_pixel = sum(1 / stride**2 for stride in STRIDES)
+        pixels = SURPLUS * max_gaussians / (rows_per_pixel * len(kept))
         views = kept_views(kept, points, common_size(kept, pixels))
         depths = stage0_depths(stage0_dir, kept, (views.width, views.height))
         found = analytic_levels(views, *depths, sh_degree=sh_degree)

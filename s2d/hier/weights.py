@@ -34,8 +34,8 @@ def find_weights(path: Path | None) -> Path:
     found = SHIPPED_WEIGHTS if path is None else path
     if not found.is_file():
         raise FileNotFoundError(
-            f"Weights not found: {found}. Give a .safetensors file written by tools/train_hier_init.py (--hier-weights), or pass --init depth, "
-            "which makes levels of stage 0's depth."
+            f"Weights not found: {found}. Give a .safetensors file written by tools/train_hier_init.py; stage 1 makes levels of stage 0's depth "
+            "without any (--init depth)."
         )
     return found
 
@@ -95,12 +95,7 @@ def load_info(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Weights not found: {path}. Give a .safetensors file written by tools/train_hier_init.py; without weights the analytic "
-            "levels of stage 0's depth are used."
-        )
+    path = find_weights(Path(path))
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
