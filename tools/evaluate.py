@@ -155,7 +155,7 @@ def load_networks(names: Sequence[str]) -> tuple[dict[str, Lpips], list[str]]:
 
 
 def render_test_views(run: Run, refine_cameras: bool) -> None:
-    """Render the test cameras from the stage-1 checkpoint and from the final splat, beside the photos at 8 bits."""
+    """Render the test cameras from the splats of stages 1 and 3, beside the photos at 8 bits."""
     models = {"stage1": load_splat(run.manifests["stage1"])}
     if "stage3" in run.manifests:
         models["stage3"] = load_splat(run.manifests["stage3"])

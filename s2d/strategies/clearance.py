@@ -2,7 +2,8 @@
 
 The background of a photo may be explained by Gaussians anywhere along its rays. Some end up in the open between the cameras, where no other photo looks at them, and
 hide the scene from every view that is taken there: haze or a black curtain. Nobody stands inside of things, so the ways from each kept camera to its
-neighbours are kept clear, as far as a share of the distance to the nearest surface. (Floaters in front of the kept cameras alone: Warburg et al., Nerfbusters, 2023.)
+neighbours are kept clear, as far as a share of the distance to the nearest surface. (FreeNeRF, Yang et al. 2023,
+penalises what is right in front of the kept cameras; most of what hides is between them.)
 """
 
 from typing import NamedTuple
