@@ -19,7 +19,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from s2d.cameras import Cameras
 from s2d.checks import check_range
-from s2d.completion import FILL_SHARE, starting_points
+from s2d.completion import FILL_SHARE, hole_points, starting_points
 from s2d.config import no_effect, run_script
 from s2d.depth_io import known_depths, read_depth
 from s2d.device import choose_device, run_on
@@ -216,7 +216,7 @@ def optimise(
         while run.step < num_steps:
             set_means_rate(run.optimizer, rates, run.scene_extent, run.step / num_steps)
             if cfg.backdrop:
-                stand_backdrop(run, kept, 0, num_steps)
+                stand_backdrop(run, kept.cameras, kept.image, 0, num_steps)
             view = views(*run.sampler.draw())
             loss = optimise_view(
                 run,
@@ -254,8 +254,9 @@ def initial_gaussians(
         counts = ", ".join(str(part.num) for part in start.parts)
         logger.info("stage1: levels of %s Gaussians, coarse to fine", counts)
         return start.gaussians.to(device)
+    depths = known_depths(stage0.dir, kept.names) if cfg.fill_share > 0 else {}
     points, rgbs, num_guessed = starting_points(
-        cloud, kept, known_depths(stage0.dir, kept.names), cfg.max_init_points, cfg.fill_share
+        cloud, hole_points(kept, depths), cfg.max_init_points, cfg.fill_share
     )
     logger.info(
         "stage1: %d Gaussians from the %d points of stage 0, %d where it has none",

@@ -35,7 +35,7 @@ from s2d.files import atomic_write_json
 from s2d.fixed_views import FixedViews, find_fixed_views, fixed_view_reader, view_source
 from s2d.gaussians import Checkpoint, load_checkpoint, save_checkpoint
 from s2d.layers.options import LayerFlags, plan_layers
-from s2d.layers.stage import layer_inputs, optimise_layers
+from s2d.layers.stage import check_strategy, layer_inputs, optimise_layers
 from s2d.log import logger, progress
 from s2d.memory_plan import DataDevice, TrainingMemory
 from s2d.model_folder import (
@@ -115,7 +115,7 @@ class StageFlags:
     max_gaussians: int = 80_000
     """Never grow beyond this number."""
     backdrop: bool = True
-    """Put a far sphere of smooth colours behind the finished scene, so that what no kept photo shows is not black. Not with --layers."""
+    """Put a far sphere of smooth colours behind the finished scene, so that what no kept photo shows is not black. With --layers it is part of the first one."""
     optim_pose: bool = False
     """Also learn where the kept photos were taken, on from stage 1's cameras."""
     optim_focal: bool = False
@@ -209,7 +209,7 @@ def make(
         if cfg.layers:
             views = view_source(kept, novel, fixed)
             names = novel.names if fixed else ()
-            run = optimise_layers(cfg, stage, first, kept.cameras, views, names, device)
+            run = optimise_layers(cfg, stage, first, kept, views, names, device)
         else:
             reached = novel.select(reach.names)
             run = optimise(cfg, stage, start, first, kept, reached, fixed, device)
@@ -224,11 +224,8 @@ def check_config(cfg: Config) -> None:
     check_range("alpha", cfg.alpha, 0, 1)
     check_range("beta", cfg.beta, 0, 1)
     cfg.strategy.check()
-    if cfg.layers and cfg.strategy.chosen:
-        raise ValueError(
-            "The strategies' flags (docs/strategies.md) do not work with --layers. Leave one of the two out."
-        )
     if cfg.layers:
+        check_strategy(cfg.strategy)
         plan_layers(cfg, cfg.max_gaussians)
     elif cfg.foundation is not None:
         raise ValueError("--foundation is what layers are built on. Pass --layers with it.")
@@ -318,7 +315,7 @@ def optimise(
                 run.optimizer, rates, run.scene_extent, (run.step - first.step) / num_steps
             )
             if cfg.backdrop:
-                stand_backdrop(run, kept, first.step, cfg.iterations)
+                stand_backdrop(run, kept.cameras, kept.image, first.step, cfg.iterations)
             is_kept, name = run.sampler.draw()
             camera, target, weight = views(is_kept, name)
             loss = optimise_view(

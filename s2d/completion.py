@@ -38,8 +38,7 @@ RESIDUAL = 1e-5  # relative L2
 
 def starting_points(
     cloud: tuple[Tensor, Tensor, Tensor | None],
-    kept: Scene,
-    depths: Mapping[str, tuple[Tensor, Tensor]],
+    guessed: tuple[Tensor, Tensor],
     most: int,
     share: float,
 ) -> tuple[Tensor, Tensor, int]:
@@ -47,8 +46,7 @@ def starting_points(
 
     Args:
         cloud: Positions [P, 3], colours [P, 3] and confidence [P] of stage 0's points.
-        kept: The kept views alone.
-        depths: As in `hole_points`; empty where stage 0 made none.
+        guessed: `hole_points`: positions [G, 3] and colours [G, 3], perhaps none.
         most: Number of points, at most.
         share: Of those, how many may fill holes.
 
@@ -58,7 +56,6 @@ def starting_points(
         - how many are guesses
     """
     points, rgbs, confidence = cloud
-    guessed = hole_points(kept, depths) if depths and share > 0 else (points[:0], rgbs[:0])
     rows = thin_points(guessed[0], round(share * most))
     chosen = thin_points(points, most - len(rows), confidence)
     return (
@@ -73,14 +70,14 @@ def hole_points(kept: Scene, depths: Mapping[str, tuple[Tensor, Tensor]]) -> tup
 
     Args:
         kept: The kept views alone.
-        depths: Depth [H, W] (camera z, <= 0: none) and its confidence [H, W] in [0, 1], by name of the view.
+        depths: Depth [H, W] (camera z, <= 0: none) and its confidence [H, W] in [0, 1], by name of the view; empty where stage 0 made none.
 
     Returns:
         - positions, world [P, 3]
         - colours in [0, 1] [P, 3]
     """
     points, colours = [torch.zeros(0, 3)], [torch.zeros(0, 3)]
-    for camera in kept.cameras:
+    for camera in kept.cameras if depths else ():
         name = camera.names[0]
         depth, confidence = depths[name]
         photo = kept.image(name)

@@ -151,24 +151,33 @@ def use_strategies(
         run.strategies.take_over((first.run_state or {}).get("strategies"), run.gaussians)
 
 
-def stand_backdrop(run: TrainingRun, kept: Scene, first_step: int, last_step: int) -> None:
+def stand_backdrop(
+    run: TrainingRun,
+    kept: Cameras,
+    image: Callable[[str], Tensor],
+    first_step: int,
+    last_step: int,
+    rescale: float = 1.0,
+) -> None:
     """Put a backdrop behind the scene when BACKDROP_FROM of the schedule is done; to be called before every step of the stage.
 
     Args:
         run: `backdrop` changes.
-        kept: The kept views, with the cameras they were given with.
+        kept: Cameras of the kept views as they were given, at full resolution.
+        image: Name of a kept view → its photo. [H, W, 3]
         first_step, last_step: Of the stage.
+        rescale: Share of the full resolution that the photos have.
     """
     if run.step != first_step + round(BACKDROP_FROM * (last_step - first_step)):
         return
-    cameras, photos = kept.cameras, [kept.image(name) for name in kept.names]
+    cameras, photos = kept, [image(name) for name in kept.names]
     if run.refinement is not None:
         cameras, gains = run.refinement.cameras(), run.refinement.gains()
         photos = [
             photo / torch.tensor(gains[name])
             for name, photo in zip(kept.names, photos, strict=True)
         ]
-    run.stand_before(backdrop(run.gaussians.detached(), cameras, photos))
+    run.stand_before(backdrop(run.gaussians.detached(), cameras.scaled(rescale), photos))
 
 
 def finish_run(run: TrainingRun) -> None:

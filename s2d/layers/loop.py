@@ -24,7 +24,7 @@ from s2d.log import logger
 from s2d.memory_plan import TrainingMemory
 from s2d.optim import active_sh_degree, set_means_rate
 from s2d.rasterize import TrainingView
-from s2d.training import TrainingRun, optimise_view, refine_cameras
+from s2d.training import TrainingRun, optimise_view, refine_cameras, stand_backdrop
 from s2d.views import views_on
 
 # Density control from a tenth to six tenths of a layer's steps: layers are short, and what they add needs the rest to settle.
@@ -87,6 +87,8 @@ class LayerLoop:
                 steps of all layers so far, as in a run without layers.
         """
         task, run, share = self.task, self.run, self.done / self.layer.steps
+        if task.backdrop and self.foundation.num == 0:
+            self._stand_backdrop()
         set_means_rate(run.optimizer, task.rates, run.scene_extent, share)
         is_kept, name = run.sampler.draw()
         degree = task.flags.layer_sh_degree
@@ -110,6 +112,23 @@ class LayerLoop:
         refine_cameras(run, share)
         self.change_rows()
         return loss
+
+    def clear(self) -> bool:
+        """Remove new rows that stand where people look from; returns whether there were any."""
+        strategies = self.run.strategies
+        hides = None if strategies is None else strategies.in_the_way(self.run.gaussians)
+        return hides is not None and remove_rows(self.run, hides, self.foundation) > 0
+
+    def _stand_backdrop(self) -> None:
+        layer = self.layer
+        stand_backdrop(
+            self.run,
+            self.task.kept,
+            lambda name: self.views(True, name).target.cpu(),
+            self.first_step,
+            self.first_step + layer.steps,
+            1 / layer.factor,
+        )
 
     def _depth_loss(self, name: str, weight: float) -> Callable[[TrainingView], Tensor]:
         if name not in self.depths:
@@ -152,6 +171,8 @@ class LayerLoop:
             and flags.layer_reset != "none"
         ):
             reset_opacities(run, self.resets, self.foundation)
+            changed = True
+        if done % self.policy.every == 0 and self.clear():
             changed = True
         if changed:
             self.foundation.check(run.gaussians, f"step {run.step}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from s2d.checks import check_range
+from s2d.completion import FILL_SHARE
 from s2d.config import no_effect
 
 Freeze = Literal["opacity", "all"]
@@ -26,6 +27,8 @@ class LayerFlags:
     """Most Gaussians that each layer adds. Default: --max-gaussians, divided in proportion to the layers' resolutions."""
     layer_points: float = 0.5
     """Share of its budget that a layer starts with as points of stage 0. 0: all but the first layer grow from the layers below alone."""
+    layer_fill: float = FILL_SHARE
+    """Share of those that starts where stage 0 has no depth, on a guess of it (docs/strategies.md)."""
     layer_sh_degree: int = 2
     """Degree of the view-dependent colour of all layers, 0 to 3."""
     freeze: Freeze = "opacity"
@@ -90,6 +93,7 @@ def plan_layers(flags: LayerFlags, max_gaussians: int) -> tuple[LayerPlan, ...]:
         check_range("layer_budget", layer.budget, 4)
     check_range("layer_sh_degree", flags.layer_sh_degree, 0, 3)
     check_range("layer_points", flags.layer_points, 0, 1)
+    check_range("layer_fill", flags.layer_fill, 0, below=1)
     check_range("layer_importance", flags.layer_importance, 0, 0.9)
     check_range("layer_depth_weight", flags.layer_depth_weight, 0)
     check_range("layer_reset_every", flags.layer_reset_every, 1)

@@ -1,13 +1,14 @@
 """Layers as stage 3 makes them: what OUT holds for them to start from, and where they are left."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from s2d.cameras import Cameras
-from s2d.depth_io import read_depth
+from s2d.completion import hole_points
+from s2d.depth_io import known_depths, read_depth
 from s2d.gaussians import Checkpoint
 from s2d.layers.options import LayerFlags, plan_layers
 from s2d.layers.task import LayerTask, TrainedLayers, initial_rows
@@ -17,7 +18,9 @@ from s2d.optim import LearningRates, scene_extent
 from s2d.ply_io import read_points_ply
 from s2d.refinement import Refinement, RefinementRates, start_refinement
 from s2d.sampling import SampleDrop
+from s2d.scene import Scene
 from s2d.stage_io import Stage
+from s2d.strategies.settings import Strategy
 from s2d.training import TrainingRun, finish_run
 from s2d.views import ViewSource
 
@@ -32,6 +35,8 @@ class LayeredConfig(Protocol):
     opacity_weight: float
     lr_means: float
     densify: bool
+    strategy: Strategy
+    backdrop: bool
     densify_grad_threshold: float
     max_gaussians: int
     optim_pose: bool
@@ -40,6 +45,14 @@ class LayeredConfig(Protocol):
     seed: int
     data_device: DataDevice
     checkpoint_every: int
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Raise ValueError if a strategy is on that layers do not have; called before anything is read."""
+    if replace(strategy, dropout=None, clearance=Strategy().clearance).chosen:
+        raise ValueError(
+            "Of the strategies' flags (docs/strategies.md) --layers takes --dropout and --clearance alone. Leave the others out."
+        )
 
 
 def layer_inputs(flags: LayerFlags, model_dir: Path) -> dict[str, Path]:
@@ -56,7 +69,7 @@ def optimise_layers(
     cfg: LayeredConfig,
     stage: Stage,
     first: Checkpoint | None,
-    kept: Cameras,
+    kept: Scene,
     views: ViewSource,
     novel: tuple[str, ...],
     device: torch.device,
@@ -67,7 +80,7 @@ def optimise_layers(
         cfg: Stage 3's; a `LayerFlags` too.
         stage: Gets the levels as `layers/`, and their number; its scratch keeps what an interrupted call needs to go on.
         first: Stage 1's checkpoint, if there is one.
-        kept: The kept cameras as given.
+        kept: The kept views alone, with the cameras as given.
         views: At full resolution.
         novel: Names of pseudo views, if they are trained on.
         device: Where to train.
@@ -80,14 +93,20 @@ def optimise_layers(
     """
     stage0_dir = cfg.model_dir / "stage0"
     points = read_points_ply(stage0_dir / "points.ply")
-    extent = scene_extent(kept, points.points) if first is None else first.scene_extent
+    extent = scene_extent(kept.cameras, points.points) if first is None else first.scene_extent
     refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
     task = LayerTask(
         flags=cfg,
         views=views,
-        kept=kept,
+        kept=kept.cameras,
         points=points,
         scene_extent=extent,
+        guessed=hole_points(
+            kept, known_depths(stage0_dir, kept.names) if cfg.layer_fill > 0 else {}
+        ),
+        photos=kept,
+        strategy=cfg.strategy,
+        backdrop=cfg.backdrop,
         novel=novel,
         initial=initial_rows(initial_levels(cfg.model_dir), len(cfg.layers), cfg.layer_sh_degree),
         depth=partial(read_depth, stage0_dir),
@@ -105,9 +124,9 @@ def optimise_layers(
         data_device=cfg.data_device,
     )
     if first is not None:
-        refinement = start_refinement(first, kept, refined, device)
+        refinement = start_refinement(first, kept.cameras, refined, device)
     else:
-        refinement = Refinement(kept.to(device), extent, refined) if refined.any else None
+        refinement = Refinement(kept.cameras.to(device), extent, refined) if refined.any else None
     done = TrainedLayers.load(cfg.foundation, cfg.layer_sh_degree)
     layers, run = train_layers(
         task, plan_layers(cfg, cfg.max_gaussians), done, stage.scratch, 0, refinement

@@ -19,6 +19,8 @@ from s2d.optim import LearningRates
 from s2d.ply_io import PointCloud
 from s2d.refinement import RefinementRates
 from s2d.sampling import SampleDrop
+from s2d.scene import Scene
+from s2d.strategies.settings import Strategy
 from s2d.views import ViewSource
 
 
@@ -33,6 +35,16 @@ class LayerTask:
     points: PointCloud
     """What new rows start from."""
     scene_extent: float
+    guessed: tuple[Tensor, Tensor] = field(
+        default_factory=lambda: (torch.zeros(0, 3), torch.zeros(0, 3))
+    )
+    """Positions [G, 3] and colours [G, 3] of points where stage 0 has none; new rows start from some of them, too."""
+    photos: Scene | None = None
+    """The kept views alone; `strategy` and `backdrop` ask for it."""
+    strategy: Strategy = field(default_factory=lambda: Strategy(dropout=0, clearance=0))
+    """Dropout and clearance."""
+    backdrop: bool = False
+    """Put a backdrop behind the first layer, as rows of it."""
     novel: tuple[str, ...] = ()
     """Names of pseudo views, if they are trained on."""
     initial: tuple[Gaussians, ...] = ()

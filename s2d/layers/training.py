@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from s2d.completion import starting_points
 from s2d.device import to_cpu
 from s2d.files import atomic_torch_save
 from s2d.gaussians import Gaussians, concatenate, gaussians_from_points, thin_points
@@ -23,7 +24,15 @@ from s2d.log import logger, progress
 from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import Refinement
 from s2d.sampling import ViewSampler
-from s2d.training import TrainingRun, load_run, read_losses, record, save_run, start_run
+from s2d.training import (
+    TrainingRun,
+    load_run,
+    read_losses,
+    record,
+    save_run,
+    start_run,
+    use_strategies,
+)
 
 INIT_OPACITY = 0.1
 
@@ -48,6 +57,7 @@ def train_layers(
     Returns:
         All layers, and the run of the last one.
     """
+    last_step = first_step + sum(layer.steps for layer in plan)
     layers = TrainedLayers([*done.parts], [*done.opacities], [*done.rescales], [*done.metrics])
     carried: dict[str, Any] = {"history": None, "seconds": 0.0}
     for number, layer in enumerate(plan):
@@ -76,21 +86,21 @@ def train_layers(
                 ),
             )
             run = _train_layer(
-                *(task, layer, number, layers, scratch, first_step, refinement, carried),
+                *(task, layer, number, layers, scratch, first_step, last_step, refinement, carried),
                 all_degrees=bool(done.parts),
             )
             num_below = sum(part.num for part in layers.parts)
-            kept = run.gaussians.detached().to("cpu")
+            drawn = run.gaussians.detached()
+            if run.backdrop is not None:
+                drawn = concatenate([drawn, run.backdrop])
+            kept = drawn.to("cpu")
             part = pick_rows(kept, slice(num_below, None))
             free = num_below > 0 and task.flags.freeze == "opacity"
             below = kept.opacity_logits[:num_below].clone() if free else None
             metrics = {
                 "steps": layer.steps,
                 "psnr_kept": round(
-                    view_psnr(
-                        run.gaussians.detached(),
-                        *(run.refinement, task.kept, task.views, layer.factor),
-                    ),
+                    view_psnr(drawn, run.refinement, task.kept, task.views, layer.factor),
                     3,
                 ),
             }
@@ -120,11 +130,9 @@ def new_rows(task: LayerTask, layer: LayerPlan, number: int, is_first: bool) -> 
         rows = task.initial[number]
         return pick_rows(rows, thin_points(rows.means, layer.budget, rows.opacity_logits))
     share = task.flags.layer_points or (0.5 if is_first else 0.0)
-    points, rgbs, confidence = task.points
-    chosen = thin_points(points, max(4, int(share * layer.budget)), confidence)
-    made = gaussians_from_points(
-        points[chosen], rgbs[chosen], task.flags.layer_sh_degree, INIT_OPACITY
-    )
+    most = max(4, int(share * layer.budget))
+    points, rgbs, _ = starting_points(task.points, task.guessed, most, task.flags.layer_fill)
+    made = gaussians_from_points(points, rgbs, task.flags.layer_sh_degree, INIT_OPACITY)
     return made if share > 0 else pick_rows(made, slice(0, 0))
 
 
@@ -135,6 +143,7 @@ def _train_layer(
     layers: TrainedLayers,
     scratch: Path,
     first_step: int,
+    last_step: int,
     refinement: Refinement | None,
     carried: dict[str, Any],
     all_degrees: bool,
@@ -159,6 +168,11 @@ def _train_layer(
         if carried["history"] is not None:
             run.history = carried["history"]
         run.seconds_before = carried["seconds"]
+    if task.photos is not None:
+        use_strategies(
+            *(run, task.strategy, task.photos, task.points.points, task.depth, last_step),
+            seed=task.seed + number,
+        )
     foundation = Foundation.of(run.gaussians, num_below, task.flags.freeze)
     loop = LayerLoop(task, layer, run, foundation, first_step)
     last = first_step + layer.steps
@@ -170,6 +184,7 @@ def _train_layer(
                 save_run(run, checkpoint)
             bar.update(run.step, loss=loss, gaussians=run.gaussians.num)
     read_losses(run)
+    loop.clear()
     # Nothing can bring back what is never drawn: it would be stored and sent for nothing.
     remove_rows(run, torch.sigmoid(run.gaussians.opacity_logits.detach()) < INVISIBLE, foundation)
     foundation.check(run.gaussians, "the end of the layer")

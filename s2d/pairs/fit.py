@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from s2d.completion import FILL_SHARE, starting_points
+from s2d.completion import FILL_SHARE, hole_points, starting_points
 from s2d.densify import DensifyPolicy
 from s2d.gaussians import Gaussians, gaussians_from_points
 from s2d.guidance.cloud import SurfaceCloud
@@ -73,7 +73,8 @@ def fit(
         for name, found in maps.items()
     }
     known = cloud.points, cloud.rgbs, cloud.confidence
-    points, rgbs, _ = starting_points(known, views, depths, settings.max_init_points, FILL_SHARE)
+    guessed = hole_points(views, depths)
+    points, rgbs, _ = starting_points(known, guessed, settings.max_init_points, FILL_SHARE)
     gaussians = gaussians_from_points(points, rgbs, settings.sh_degree)
     rates = LearningRates()
     extent = scene_extent(views.cameras, cloud.points)

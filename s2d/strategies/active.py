@@ -188,8 +188,8 @@ class ActiveStrategies:
                 grow = most_wanted(scores, settings.growth, policy.max_gaussians)
             if settings.prune_floaters:
                 doomed = self._floaters(gaussians)
-            if settings.clearance:
-                hides = in_the_way(gaussians, self._ways)
+            hides = self.in_the_way(gaussians)
+            if hides is not None:
                 doomed = hides if doomed is None else doomed | hides
             state = densify_and_prune(
                 policy, gaussians, optimizer, state, self.scene_extent, generator, grow, doomed
@@ -198,12 +198,14 @@ class ActiveStrategies:
         self._variances = None
         return state
 
+    def in_the_way(self, gaussians: Gaussians) -> Tensor | None:
+        """Whether each stands where people look from [N]; None without --clearance."""
+        return in_the_way(gaussians, self._ways) if self.settings.clearance else None
+
     def clear(self, gaussians: Gaussians, optimizer: SparseGaussianAdam) -> Tensor | None:
         """Remove what has come to stand where people look from; returns the rows that stay [M], None if all do."""
-        if not self.settings.clearance:
-            return None
-        hides = in_the_way(gaussians, self._ways)
-        if not bool(hides.any()) or bool(hides.all()):
+        hides = self.in_the_way(gaussians)
+        if hides is None or not bool(hides.any()) or bool(hides.all()):
             return None
         prune(gaussians, optimizer, hides)
         stay = (~hides).nonzero()[:, 0]
