@@ -3,7 +3,7 @@
 Three ways to have every level of detail, all trained here on the same kept photos from the same points:
 
 - layers: `--layers 8,4,2,1`, each on top of those before;
-- independent: a model per level, of as many Gaussians as the layers have at that level at most, with as many steps as they have had by then;
+- independent: a model per level, of as many Gaussians as the layers have at that level at most, with as many steps as the layer has;
 - downsampled: the finest independent model, cut down to the Gaussians that add most to the kept views, as many as the layers have.
 
 What is finished is not done again, so the command can be stopped and repeated.
@@ -69,8 +69,8 @@ class Config:
     """Numbers of kept photos; 0 keeps all that are not held out."""
     layers: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)
     """How many times smaller the photos are for each layer."""
-    layer_iters: int = 1500
-    """Steps of each layer."""
+    layer_iters: int = 2500
+    """Steps of each layer, and of each independent model."""
     max_gaussians: int = 80_000
     """Of all layers together."""
     max_side: int = 640
@@ -132,8 +132,7 @@ def run_setting(cfg: Config, source: Path, keep: int, network: Lpips | None) -> 
     independent = []
     for k, layer in enumerate(plan):
         budget = sum(below.budget for below in plan[: k + 1])
-        steps = (k + 1) * cfg.layer_iters
-        train(cfg, source, folder / f"level_{k}", (layer.factor,), steps, (budget,))
+        train(cfg, source, folder / f"level_{k}", (layer.factor,), cfg.layer_iters, (budget,))
         independent.append(load_levels(folder / f"level_{k}" / "stage3" / "layers"))
 
     photos, kept, test = views(folder, source)
@@ -244,8 +243,8 @@ def page(cfg: Config, finished: dict[tuple[str, int], dict]) -> str:
     parts = [
         "# Layers: results",
         f"Made by one command:\n\n    {shlex.join(['python', 'benchmarks/layers.py', *sys.argv[1:]])}",
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, no GPU. {cfg.layer_iters} steps per layer; an independent model of level k has "
-        "k + 1 times as many. Test views of `--eval`, which no training sees; *own*: at the level's resolution, *full*: at full size. kB: "
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, no GPU. {cfg.layer_iters} steps per layer and per independent "
+        "model. Test views of `--eval`, which no training sees; *own*: at the level's resolution, *full*: at full size. kB: "
         "all that has to be there to show the level; *packed*: quantised, 8-bit opacities, zstd. ms: one view at the level's resolution, with "
         "and without the Gaussians that are invisible there.",
     ]

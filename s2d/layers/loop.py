@@ -51,6 +51,8 @@ class LayerLoop:
             task.flags.layer_sh_degree,
             self.kept.sizes,
             self.kept.sizes[:1] * len(task.novel),  # novel views are about as large
+            backdrop=task.backdrop and foundation.num == 0,
+            by_autograd=run.strategies is not None,
         )
         resident = memory.fit(self.device, task.data_device)
         self.views = views_on(Pyramid(task.views, layer.factor), self.device, resident)

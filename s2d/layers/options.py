@@ -19,13 +19,13 @@ class LayerFlags:
 
     layers: tuple[float, ...] = ()
     """How many times smaller the photos are for each layer, coarse to fine: 8,4,2,1. None: no layers."""
-    layer_iters: tuple[int, ...] = (1500,)
+    layer_iters: tuple[int, ...] = (2500,)
     """Steps of a layer: one number for all, or one each."""
     layer_dssim: tuple[float, ...] = (0.2,)
     """Share of 1 - SSIM in a layer's loss: one for all, or one each. LapisGS's paper has 0.8, which its authors no longer advise."""
     layer_budget: tuple[int, ...] = ()
     """Most Gaussians that each layer adds. Default: --max-gaussians, divided in proportion to the layers' resolutions."""
-    layer_points: float = 0.5
+    layer_points: float = 0.9
     """Share of its budget that a layer starts with as points of stage 0. 0: all but the first layer grow from the layers below alone."""
     layer_fill: float = FILL_SHARE
     """Share of those that starts where stage 0 has no depth, on a guess of it (docs/strategies.md)."""
