@@ -57,7 +57,6 @@ def train_layers(
     Returns:
         All layers, and the run of the last one.
     """
-    last_step = first_step + sum(layer.steps for layer in plan)
     layers = TrainedLayers([*done.parts], [*done.opacities], [*done.rescales], [*done.metrics])
     carried: dict[str, Any] = {"history": None, "seconds": 0.0}
     for number, layer in enumerate(plan):
@@ -86,7 +85,7 @@ def train_layers(
                 ),
             )
             run = _train_layer(
-                *(task, layer, number, layers, scratch, first_step, last_step, refinement, carried),
+                *(task, layer, number, layers, scratch, first_step, refinement, carried),
                 all_degrees=bool(done.parts),
             )
             num_below = sum(part.num for part in layers.parts)
@@ -143,7 +142,6 @@ def _train_layer(
     layers: TrainedLayers,
     scratch: Path,
     first_step: int,
-    last_step: int,
     refinement: Refinement | None,
     carried: dict[str, Any],
     all_degrees: bool,
@@ -168,14 +166,14 @@ def _train_layer(
         if carried["history"] is not None:
             run.history = carried["history"]
         run.seconds_before = carried["seconds"]
+    last = first_step + layer.steps
     if task.photos is not None:
         use_strategies(
-            *(run, task.strategy, task.photos, task.points.points, task.depth, last_step),
+            *(run, task.strategy, task.photos, task.points.points, task.depth, last),
             seed=task.seed + number,
         )
     foundation = Foundation.of(run.gaussians, num_below, task.flags.freeze)
     loop = LayerLoop(task, layer, run, foundation, first_step)
-    last = first_step + layer.steps
     with cpus_for_kernels(), progress(last, f"layer 1/{layer.factor:g}", start=run.step) as bar:
         while run.step < last:
             loss = loop.step(all_degrees)

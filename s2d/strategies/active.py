@@ -72,11 +72,9 @@ class ActiveStrategies:
     ) -> TrainingView | StrategyView:
         """Render a training view as the strategies want it."""
         settings = self.settings
+        rate = dropout.drop_rate(settings.dropout, step / self.last_step)
         if not (
-            settings.dropout
-            or settings.smoothing
-            or settings.scale_weight
-            or self._binocular(camera, step)
+            rate > 0 or settings.smoothing or settings.scale_weight or self._binocular(camera, step)
         ):
             return training_view(gaussians, camera, sh_degree, refined)
         drawn = Gaussians(**gaussians.tensors())
@@ -84,7 +82,6 @@ class ActiveStrategies:
             drawn.log_scales, drawn.opacity_logits = smoothing.filtered(
                 drawn.log_scales, drawn.opacity_logits, self._filter(gaussians, step)
             )
-        rate = dropout.drop_rate(settings.dropout, step / self.last_step)
         if rate > 0:
             kept = dropout.draw_kept(drawn.opacity_logits, rate, self.generator)
             drawn.opacity_logits = dropout.dropped_logits(drawn.opacity_logits, kept, rate)

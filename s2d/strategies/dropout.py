@@ -1,6 +1,7 @@
 """Random dropout of Gaussians at training (DropGaussian, Park et al. 2025).
 
-In each step every Gaussian is left out with probability r; r grows from 0 to its largest value over the schedule, because overfitting does.
+In each step every Gaussian is left out with probability r; r grows with the schedule, because overfitting does, until TAIL of it is left: the last
+steps, where all are there, bring back the fine detail that half-trained neighbours have blurred (ours, not the paper's).
 So those behind and beside get gradients that the front ones would have kept for themselves, and no photo is explained by one layer alone.
 
 The paper makes up for the missing by opacity o / (1 - r), which can exceed 1. Here the mean logarithm of the transmittance stays what it
@@ -15,11 +16,13 @@ from s2d.device import generator_on
 
 # Opacity 1e-9: far below 1/255, so it is not drawn.
 LEFT_OUT = -20.0
+# Share of the schedule, at its end, without dropout.
+TAIL = 0.15
 
 
 def drop_rate(largest: float, progress: float) -> float:
     """r at this share of the schedule."""
-    return largest * min(max(progress, 0.0), 1.0)
+    return largest * max(progress, 0.0) if progress < 1 - TAIL else 0.0
 
 
 def draw_kept(
