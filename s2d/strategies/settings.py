@@ -19,7 +19,7 @@ class Strategy:
     """Strategies for few photos. docs/strategies.md says what they do and what they were worth; what won on average is on by default."""
 
     dropout: float | None = None
-    """Share of the Gaussians left out of each training render, growing from 0 to this over the schedule. 0 disables; without: 0.6 / kept photos, at most 0.2."""
+    """Share of the Gaussians left out of each training render, growing from 0 towards this, none at the end of the schedule. 0 disables; without: 0.6 / kept photos, at most 0.2."""
     opacity_decay: float = 1.0
     """Factor of every opacity after each step: what no photo holds up fades. 1 disables; 0.9995 halves in 1400 steps."""
     binocular_weight: float = 0.0
