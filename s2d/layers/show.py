@@ -1,0 +1,58 @@
+"""Pictures of a level at any size.
+
+3DGS widens every Gaussian by 0.3 pixels² on the screen. A level is trained with that at its own resolution, so its Gaussians may be far thinner than
+one of its pixels; drawn with more and smaller pixels, 0.3 of which are less, it falls apart into needles. A level is therefore never drawn with
+more pixels than it was trained for: its own picture is enlarged. A renderer whose blur can be set does the same with
+0.3 · (focal length on the screen / focal length of the level's pictures)² pixels²; so does web/view.html.
+"""
+
+import torch
+from torch import Tensor
+
+from s2d.cameras import Cameras
+from s2d.gaussians import Gaussians
+from s2d.images import resize_image
+from s2d.layers.manifest import Levels
+from s2d.rasterize import rasterize
+
+
+@torch.no_grad()
+def draw_level(
+    gaussians: Gaussians,
+    camera: Cameras,
+    own_rescale: float,
+    rescale: float = 1.0,
+) -> Tensor:
+    """Render one view of a level at a share of the full resolution.
+
+    Args:
+        gaussians: Of the level.
+        camera: One, at full resolution.
+        own_rescale: Share of the full resolution that the level was trained for. Above it the level's own picture is enlarged (bicubic), below it
+            the picture is drawn as 3DGS draws.
+        rescale: Share of the full resolution that is wanted; sizes are rounded to whole pixels.
+
+    Returns:
+        sRGB in [0, 1]. [H, W, 3]
+    """
+    wanted = camera.scaled(rescale)
+    drawn = camera.scaled(min(own_rescale, rescale))
+    rgb = rasterize(gaussians, drawn).rgb[0].clamp(0, 1)
+    return resize_image(rgb, wanted.width, wanted.height)
+
+
+def shown_rescale(levels: Levels, level: int, share: float) -> float:
+    """Share of the full resolution at which to draw what has arrived (`own_rescale` of `draw_level`).
+
+    While a level arrives, the resolution rises from that of the level before to its own in the first half of its rows: by then most of what is
+    seen is new. docs/viewing.md has the pictures' PSNR for this and for other ways.
+
+    Args:
+        level, share: Of `s2d.layers.stream.Shown`: the last complete level (-1: none), and the share of the next one's rows that are there.
+    """
+    if level < 0:
+        return levels.levels[0].rescale
+    old = levels.levels[level].rescale
+    if share == 0:
+        return old
+    return old + min(1.0, 2 * share) * (levels.levels[level + 1].rescale - old)
