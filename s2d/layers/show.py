@@ -6,6 +6,8 @@ more pixels than it was trained for: its own picture is enlarged. A renderer who
 0.3 · (focal length on the screen / focal length of the level's pictures)² pixels²; so does web/view.html.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from s2d.gaussians import Gaussians
 from s2d.images import resize_image
 from s2d.layers.manifest import Levels
 from s2d.rasterize import rasterize
+
+BLUR = 0.3  # pixels², of the rasteriser and of 3DGS
 
 
 @torch.no_grad()
@@ -56,3 +60,22 @@ def shown_rescale(levels: Levels, level: int, share: float) -> float:
     if share == 0:
         return old
     return old + min(1.0, 2 * share) * (levels.levels[level + 1].rescale - old)
+
+
+def widened(gaussians: Gaussians, kept: Cameras, rescale: float) -> Gaussians:
+    """Make Gaussians of a level that show it at full size in a renderer whose 0.3 pixels² cannot be changed.
+
+    What these lack of the level's own 0.3 pixels² is added to the Gaussians themselves, as a ball around each: right where its depth is the median
+    of its depths from the kept cameras, and less so the nearer or farther one looks from.
+
+    Args:
+        gaussians: Of the level.
+        kept: At full resolution; Gaussians in front of none of them stay as they are.
+        rescale: Share of the full resolution that the level was trained for, at most 1.
+    """
+    depths = gaussians.means @ kept.viewmats[:, 2, :3].T + kept.viewmats[:, 2, 3]  # [N, C]
+    depths = torch.where(depths > 0, depths, torch.nan).nanmedian(1).values.nan_to_num(0.0)
+    per_pixel = depths / kept.Ks[:, 0, 0].median()  # [N] world units
+    ball = BLUR * (rescale**-2 - 1) * per_pixel.square()
+    log_scales = 0.5 * ((2 * gaussians.log_scales).exp() + ball[:, None]).log()
+    return replace(gaussians, log_scales=log_scales)
