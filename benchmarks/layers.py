@@ -115,6 +115,7 @@ def run_setting(cfg: Config, source: Path, keep: int, network: Lpips | None) -> 
     """Train and score one scene with one number of kept photos, unless this very setting is finished."""
     folder = cfg.out_dir / f"{source.name}_{keep or 'all'}_s{cfg.seed}"
     key = config_to_dict(cfg, only_hashed=True) | {"scenes": source.name, "keep_count": keep}
+    key["full"] = "own picture enlarged"  # scores from before levels were shown so are made anew
     stored = folder / "scores.json"
     if stored.is_file():
         scores = json.loads(stored.read_text("utf-8"))
@@ -151,6 +152,8 @@ def run_setting(cfg: Config, source: Path, keep: int, network: Lpips | None) -> 
         ]
         for method, gaussians, levels, number in models:
             logger.info("%s: level %d, %s", folder.name, k, method)
+            # A part has the Gaussians of a model that was trained at full size.
+            trained_for = 1.0 if method == "downsampled" else level.rescale
             opacities = torch.sigmoid(gaussians.opacity_logits)
             small = test.scaled(level.rescale)
             rows.append(
@@ -160,8 +163,10 @@ def run_setting(cfg: Config, source: Path, keep: int, network: Lpips | None) -> 
                     "method": method,
                     "gaussians": gaussians.num,
                     "transparent": float((opacities < TRANSPARENT).float().mean()),
-                    "own": score_views(gaussians, test, photos, level.rescale, network),
-                    "full": score_views(gaussians, test, photos, 1.0, network),
+                    "own": score_views(
+                        gaussians, test, photos, level.rescale, trained_for, network
+                    ),
+                    "full": score_views(gaussians, test, photos, 1.0, trained_for, network),
                     "ms": render_ms(gaussians, small),
                     "ms_visible": render_ms(visible_rows(gaussians), small),
                     **size_of(levels, number, folder / f"packed_{method}_{k}"),
@@ -244,7 +249,8 @@ def page(cfg: Config, finished: dict[tuple[str, int], dict]) -> str:
         "# Layers: results",
         f"Made by one command:\n\n    {shlex.join(['python', 'benchmarks/layers.py', *sys.argv[1:]])}",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, no GPU. {cfg.layer_iters} steps per layer and per independent "
-        "model. Test views of `--eval`, which no training sees; *own*: at the level's resolution, *full*: at full size. kB: "
+        "model. Test views of `--eval`, which no training sees; *own*: at the level's resolution, *full*: at full size, where "
+        "layers and independent models show their own picture enlarged, as viewers do, and parts, which were trained there, are drawn. kB: "
         "all that has to be there to show the level; *packed*: quantised, 8-bit opacities, zstd. ms: one view at the level's resolution, with "
         "and without the Gaussians that are invisible there.",
     ]

@@ -1,7 +1,7 @@
 """How soon a model can be seen over a slow link: layers against one PLY, and against the same rows without layers.
 
 A server on this machine, slowed down to the given rates; our client. Times are from the request to the Gaussians in memory, not to pixels, which depend on
-the viewer. PSNR is that of a render of what is there, against one of the finest level.
+the viewer. PSNR is that of a picture of what is there, against one of the finest level; levels are shown as viewers show them (s2d/layers/show.py).
 
 Reads   OUT of a run with layers (-m), or a folder of layers
 Writes  a Markdown table to stdout (docs/viewing.md)
@@ -29,9 +29,9 @@ sys.path.insert(
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
+from torch import Tensor
 from tyro.conf import arg
 
-from s2d.cameras import Cameras
 from s2d.config import no_effect, run_script
 from s2d.gaussians import Gaussians
 from s2d.layers.convert import pack
@@ -40,10 +40,10 @@ from s2d.layers.manifest import layers_folder, load_levels
 from s2d.layers.records import Encoding
 from s2d.layers.rows import pick_rows
 from s2d.layers.serve import build_app, find_cameras
+from s2d.layers.show import draw_level, shown_rescale
 from s2d.layers.stream import LayerStream
 from s2d.log import logger
 from s2d.metrics import psnr
-from s2d.rasterize import rasterize
 from tests.layer_server import running
 
 PIECE_SECONDS = 0.02  # of the link between two waits
@@ -71,6 +71,8 @@ class Progress:
 
     seconds: float
     gaussians: Gaussians
+    rescale: float | None
+    """Share of the full resolution at which to draw them; None: the finest level's."""
     is_image: bool
     """A complete level, or the whole model."""
 
@@ -104,14 +106,20 @@ def main(cfg: Config) -> Path:
     levels, cameras = load_levels(source), find_cameras(source)
     if cameras is None:
         raise ValueError(f"No cameras beside {source}. Give OUT of a run.")
-    camera = cameras[[len(cameras) // 2]].scaled(cfg.width / cameras.sizes[0][0])
+    camera = cameras[[len(cameras) // 2]]
     finest = gaussians_of_level(levels, len(levels) - 1)
+    rescale = levels.levels[-1].rescale
+
+    def picture(gaussians: Gaussians, own_rescale: float) -> Tensor:
+        return draw_level(gaussians, camera, own_rescale, cfg.width / camera.width)
+
+    truth = picture(finest, rescale)
     with tempfile.TemporaryDirectory(prefix="s2d-streaming-") as name:
         folder = Path(name)
         best = Encoding("quantised", "uint8", "zstd")
         pack(levels, folder / "layers", best)
         sorted_rows = finest.opacity_logits.argsort(descending=True)
-        write_levels(folder / "flat", [pick_rows(finest, sorted_rows)], [None], [1.0], best)
+        write_levels(folder / "flat", [pick_rows(finest, sorted_rows)], [None], [rescale], best)
         finest.save_ply(folder / "ply" / "scene.ply")
         print("| link | what | MB | first image | its PSNR | 20 dB | 25 dB | 30 dB | all |")
         print("|---|---|---|---|---|---|---|---|---|")
@@ -123,8 +131,10 @@ def main(cfg: Config) -> Path:
             ):
                 part = {"layers": "layers", "packed, no layers": "flat", "PLY": "ply"}[what]
                 logger.info("%s at %g Mbit/s ...", what, rate)
-                size, seen = fetch(folder / part, rate * 1e6, folder / f"cache-{part}-{rate}")
-                print(row(f"{rate:g} Mbit/s", what, size, seen, camera, finest), flush=True)
+                cache = folder / f"cache-{part}-{rate}"
+                size, seen = fetch(folder / part, rate * 1e6, cache)
+                scores = [psnr(picture(p.gaussians, p.rescale or rescale), truth) for p in seen]
+                print(row(f"{rate:g} Mbit/s", what, size, seen, scores), flush=True)
     return cfg.model
 
 
@@ -132,7 +142,12 @@ def layered(folder: Path, bits: float, cache: Path) -> tuple[int, list[Progress]
     with running(SlowLink(build_app(folder), bits)) as url:
         stream = LayerStream(url + "layers", cache, refresh_seconds=0.25)
         seen = [
-            Progress(shown.seconds, shown.gaussians, shown.share == 0)
+            Progress(
+                shown.seconds,
+                shown.gaussians,
+                shown_rescale(stream.levels, shown.level, shown.share),
+                shown.share == 0,
+            )
             for shown in stream.updates()
             if shown.gaussians.num
         ]
@@ -146,18 +161,10 @@ def plain(folder: Path, bits: float, cache: Path) -> tuple[int, list[Progress]]:
         content = urllib.request.urlopen(url + "scene.ply").read()
         cache.with_suffix(".ply").write_bytes(content)
         gaussians = Gaussians.load_ply(cache.with_suffix(".ply"))
-        return len(content), [Progress(time.monotonic() - start, gaussians, True)]
+        return len(content), [Progress(time.monotonic() - start, gaussians, None, True)]
 
 
-def row(
-    link: str, what: str, size: int, seen: list[Progress], camera: Cameras, finest: Gaussians
-) -> str:
-    truth = rasterize(finest, camera).rgb[0].clamp(0, 1)
-
-    def score(progress: Progress) -> float:
-        return psnr(rasterize(progress.gaussians, camera).rgb[0].clamp(0, 1), truth)
-
-    scores = [score(progress) for progress in seen]
+def row(link: str, what: str, size: int, seen: list[Progress], scores: list[float]) -> str:
     first = next(i for i, progress in enumerate(seen) if progress.is_image)
     reached: Iterator[str] = (
         next((f"{p.seconds:.1f} s" for p, s in zip(seen, scores, strict=True) if s >= mark), "–")

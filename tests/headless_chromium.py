@@ -56,10 +56,13 @@ class Tab:
             time.sleep(0.05)
 
     def open(self, url: str, width: int, height: int) -> None:
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.resize(width, height)
         self.call("Runtime.enable")
         self.call("Page.navigate", url=url)
+
+    def resize(self, width: int, height: int) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
 
     def screenshot(self) -> Tensor:
         """[H, W, 3] in [0, 1]"""

@@ -1,8 +1,11 @@
 """Pyramids, depth, and what the reduced mode measures: each against a way to the same number that shares no code with it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from layer_server import write_small_levels
 
 from s2d.cameras import Cameras
 from s2d.depth_io import read_depth
@@ -19,6 +22,8 @@ from s2d.layers.foundation import Foundation
 from s2d.layers.pyramid import Pyramid, reduced
 from s2d.layers.reduce import contributions, cull_colours, least_important, redundant_rows
 from s2d.layers.score import score_views
+from s2d.layers.show import draw_level, shown_rescale, widened
+from s2d.metrics import psnr
 from s2d.optim import LearningRates, create_optimizer
 from s2d.rasterize import rasterize
 from s2d.refinement import Refinement, RefinementRates
@@ -287,3 +292,42 @@ def test_scores_are_perfect_for_what_was_rendered(tiny_scene, tmp_path):
     assert scores["psnr"] == pytest.approx(100.0) and scores["ssim"] == pytest.approx(1.0)
     assert (tmp_path / camera.names[0]).is_file()
     assert score_views(gaussians, camera, scene, 0.5)["psnr"] < 60
+
+
+def test_above_its_own_resolution_a_level_is_its_own_picture_enlarged(tiny_scene):
+    """The 'photo' is a level's picture enlarged by another program: what a level is scored against at full size must be the same."""
+    scene = load_scene(tiny_scene)
+    gaussians = some_gaussians()
+    gaussians.log_scales -= 3.0  # far thinner than a pixel, as coarse levels are
+    camera = scene.cameras[:1]
+    own = rasterize(gaussians, camera.scaled(0.5)).rgb.clamp(0, 1).permute(0, 3, 1, 2)
+    # torch's bicubic kernel is OpenCV's: a = -0.75.
+    size = (camera.height, camera.width)
+    enlarged = torch.nn.functional.interpolate(own, size, mode="bicubic", align_corners=False)
+    scene._cache[camera.names[0]] = enlarged[0].permute(1, 2, 0).clamp(0, 1)
+    shown = score_views(gaussians, camera, scene, 1.0, own_rescale=0.5)
+    assert shown["psnr"] > 60  # measured 100
+    assert score_views(gaussians, camera, scene, 1.0)["psnr"] < 30  # needles; measured 24
+
+
+def test_the_resolution_of_what_has_arrived(tmp_path):
+    levels = write_small_levels(tmp_path)  # 1/4, 1/2, 1
+    shares = [(-1, 0.0), (-1, 0.7), (0, 0.0), (0, 0.25), (0, 0.5), (0, 0.9), (1, 0.0), (1, 0.25)]
+    shown = [shown_rescale(levels, level, share) for level, share in shares]
+    assert shown == pytest.approx([0.25, 0.25, 0.25, 0.375, 0.5, 0.5, 0.5, 0.75])
+    assert shown_rescale(levels, 2, 0.0) == 1.0
+
+
+def test_widened_gaussians_show_a_level_at_full_size():
+    cameras = cameras_of((128, 96), (128, 96), (128, 96))
+    gaussians = some_gaussians(300)
+    gaussians.log_scales -= 2.0
+    view = cameras[1]
+    own = draw_level(gaussians, view, 0.25)
+    wide = draw_level(widened(gaussians, cameras, 0.25), view, 1.0)
+    assert psnr(wide, own) > 29  # measured 31.6: depths differ from camera to camera
+    assert psnr(draw_level(gaussians, view, 1.0), own) < 18  # needles; measured 15.9
+    nowhere = replace(gaussians, means=(3 * view.centers).expand(gaussians.num, 3))
+    for model, rescale in ((gaussians, 1.0), (nowhere, 0.25)):  # nowhere: behind all cameras
+        same = widened(model, cameras, rescale)
+        assert torch.allclose(same.log_scales, model.log_scales, atol=1e-6)  # measured 0

@@ -14,9 +14,9 @@ from s2d.gaussians import Gaussians
 from s2d.layers.levels import gaussians_of_level
 from s2d.layers.records import Encoding
 from s2d.layers.serve import build_app
+from s2d.layers.show import draw_level, shown_rescale
 from s2d.layers.stream import shown_from_prefix
 from s2d.metrics import psnr
-from s2d.rasterize import rasterize
 
 WIDTH, HEIGHT = 160, 120
 ENCODINGS = {
@@ -42,7 +42,7 @@ for (const cut of cuts) {
     }
   const shown = layers.shown();
   fs.writeFileSync(`${target}/${cut}.ply`, layers.toPly(shown));
-  console.log(JSON.stringify({ level: shown.complete, share: shown.share, rows: shown.numRows }));
+  console.log(JSON.stringify({ level: shown.complete, share: shown.share, rows: shown.numRows, rescale: shown.rescale }));
 }
 """
 
@@ -91,7 +91,9 @@ def test_the_page_decodes_what_the_library_decodes(viewer, tmp_path, name):
             have[file], left = content[file][:left], max(0, left - len(content[file]))
         level, share, ours = shown_from_prefix(levels, have)
         theirs = Gaussians.load_ply(tmp_path / f"{cut}.ply")
-        assert json.loads(line) == {"level": level, "share": share, "rows": ours.num}
+        expected = {"level": level, "share": share, "rows": ours.num}
+        expected["rescale"] = shown_rescale(levels, level, share)
+        assert json.loads(line) == pytest.approx(expected)
         for key, value in ours.tensors().items():
             error = (theirs.tensors()[key] - value).abs().max() if ours.num else 0.0
             assert error < 2e-5, (cut, key)  # measured 5e-6: logits of mixed opacities in float32
@@ -116,14 +118,39 @@ def test_the_page_in_a_browser_refines_and_shows_what_we_render(browser, viewer,
     write_small_levels(tmp_path, ENCODINGS["quantised"])
     app = build_app(tmp_path, cameras, allowed_hosts=("127.0.0.1",), viewer_dir=viewer)
     with running(app) as url:
-        for level, name in ((0, "front"), (2, "side")):
-            browser.open(f"{url}?bare&camera={name}&level={level}", WIDTH, HEIGHT)
-            browser.wait_for("window.s2d && (s2d.error || s2d.done && s2d.idleFrames > 5)", 120)
-            state = browser.evaluate("s2d")
-            assert state["error"] is None and not browser.messages
-            ours = rasterize(gaussians_of_level(tmp_path, level), cameras.select([name])).rgb[0]
+        for level, rescale, name in ((0, 0.25, "front"), (2, 1.0, "side")):
+            state = visit(browser, f"{url}?bare&camera={name}&level={level}", WIDTH, HEIGHT)
             assert (state["level"], state["gaussians"]) == (level, [1500, 4000, 5200][level])
-            # Measured 45 dB. Half a pixel beside it would be 39, without view-dependent colours 35.
-            assert psnr(browser.screenshot(), ours.clamp(0, 1)) > 41
+            # What the level looks like at the resolution that it was trained for, enlarged to the window. Measured 41.9 and 46.1 dB. Half a
+            # pixel beside it, level 2 would be 39, without view-dependent colours 35; level 0 with 0.3 pixels² of blur on the screen is 28.
+            gaussians = gaussians_of_level(tmp_path, level)
+            ours = draw_level(gaussians, cameras.select([name]), rescale)
+            assert psnr(browser.screenshot(), ours) > (40 if level == 0 else 41)
         # The last visit went over level 0 and 1: something was shown before all was there.
         assert state["updates"] >= 3 and state["firstFrameMs"] > 0
+
+
+@pytest.mark.slow
+def test_the_pages_blur_follows_window_level_and_cameras(browser, viewer, tmp_path, cameras):
+    """0.3 pixels² of the level's own pictures, however large one of their pixels is on the screen; never less than 3DGS's 0.3 there."""
+    write_small_levels(tmp_path)
+    app = build_app(tmp_path, cameras, allowed_hosts=("127.0.0.1",), viewer_dir=viewer)
+    with running(app) as url:
+        # The window is three times as wide as the photos but only twice as high: a photo is shown at twice its size in it.
+        state = visit(browser, f"{url}?camera=front&level=0", 3 * WIDTH, 2 * HEIGHT)
+        assert state["blur"] == pytest.approx(0.3 * (2 / 0.25) ** 2)
+        browser.resize(2 * WIDTH // 5, HEIGHT)
+        browser.wait_for(f"Math.abs(s2d.blur - {0.3 * (0.4 / 0.25) ** 2}) < 1e-6")
+        assert visit(browser, f"{url}?level=1", WIDTH, HEIGHT)["blur"] == pytest.approx(0.3 * 4)
+        assert visit(browser, f"{url}?level=2", WIDTH // 2, HEIGHT)["blur"] == pytest.approx(0.3)
+    with running(build_app(tmp_path, viewer_dir=viewer)) as url:  # no cameras
+        assert visit(browser, f"{url}?level=0", WIDTH, HEIGHT)["blur"] == pytest.approx(0.3 * 16)
+
+
+def visit(browser, url, width, height):
+    """Open the page, wait until it shows all that is asked for; returns what it says of itself."""
+    browser.open(url, width, height)
+    browser.wait_for("window.s2d && (s2d.error || s2d.done && s2d.idleFrames > 5)", 120)
+    state = browser.evaluate("s2d")
+    assert state["error"] is None
+    return state

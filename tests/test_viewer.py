@@ -52,6 +52,20 @@ def test_a_folder_shows_what_is_newest_while_it_grows(tmp_path):
     assert words == "level 1 of 2"
     whole = gaussians_of_level(tmp_path / "stage3/layers", 1)
     assert shown.num == int((torch.sigmoid(whole.opacity_logits) >= 0.999 / 255).sum())
+    # With cameras, a level that was trained on smaller photos comes as wide as these showed it.
+    cameras("a.jpg").to_json(tmp_path / "stage3/kept_cameras.json")
+    wide, _ = folder.load("level 1")
+    depth = shown.means[:, 2].clamp(
+        min=0
+    )  # the camera stands at the origin; its focal length is 50
+    grown = (2 * wide.log_scales).exp() - (2 * shown.log_scales).exp()
+    expected = 0.3 * (4 - 1) * (depth / 50).square()  # 0.3 pixels² of pixels twice as large
+    assert torch.allclose(
+        grown, expected[:, None].expand(-1, 3), atol=1e-7
+    )  # measured 5e-9, of up to 1e-3
+    finest, _ = folder.load("level 2")
+    whole = gaussians_of_level(tmp_path / "stage3/layers", 2, visible_only=True)
+    assert torch.allclose(finest.log_scales, whole.log_scales, atol=1e-6)
     with pytest.raises(FileNotFoundError, match="Expected OUT"):
         ModelFolder(tmp_path / "nothing")
 

@@ -41,9 +41,9 @@ from s2d.layers.options import LayerFlags
 from s2d.layers.records import Codec, Encoding, OpacityFormat, RowFormat
 from s2d.layers.score import score_views
 from s2d.layers.serve import serve
+from s2d.layers.show import draw_level
 from s2d.log import logger, progress, setup_logging
 from s2d.model_folder import render_name
-from s2d.rasterize import rasterize
 from s2d.scene import load_scene
 from s2d.scored_cameras import carried_cameras
 from s2d.split import Split
@@ -87,7 +87,7 @@ class Render:
     level: int | None = None
     """Level to render; all if not given."""
     rescale: float | None = None
-    """Share of the full resolution, such as 0.25. Without: what the level was trained for."""
+    """Share of the full resolution, such as 0.25. Without: what the level was trained for; above that, its own picture is enlarged."""
     views: Literal["kept", "novel", "test"] = "kept"
     """Whose cameras. kept and test are also compared with their photos."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
@@ -234,19 +234,24 @@ def render(cfg: Render) -> None:
     quality = {}
     for k in chosen:
         gaussians = gaussians_of_level(levels, k, visible_only=True)
-        rescale = cfg.rescale or levels.levels[k].rescale
+        own = levels.levels[k].rescale
+        rescale = cfg.rescale or own
         folder = output / f"level_{k}_rescale_{rescale:g}"
         if photos is not None:
-            quality[k] = score_views(gaussians, cameras, photos, rescale, folder=folder)
+            quality[k] = score_views(
+                gaussians, cameras, photos, rescale, folder=folder, own_rescale=own
+            )
             logger.info(
                 "level %d at %g: %d Gaussians, PSNR %.2f dB, SSIM %.3f",
                 *(k, rescale, gaussians.num, quality[k]["psnr"], quality[k]["ssim"]),
             )
             continue
         with image_writer() as write, progress(len(cameras), f"level {k}") as bar:
-            for done, camera in enumerate(cameras.scaled(rescale), start=1):
-                rgb = rasterize(gaussians, camera).rgb[0]
-                write(folder / render_name(camera.names[0]), rgb)
+            for done, camera in enumerate(cameras, start=1):
+                write(
+                    folder / render_name(camera.names[0]),
+                    draw_level(gaussians, camera, own, rescale),
+                )
                 bar.update(done)
     if quality:
         atomic_write_json(output / "quality.json", quality)

@@ -201,10 +201,14 @@ export class Layers {
     }
   }
 
-  /** Finest complete level (-1: none), share of the next one's rows, number of rows and their opacities. */
+  /**
+   * Finest complete level (-1: none), share of the next one's rows, number of rows and their opacities, and the share of the full resolution at
+   * which that is to be drawn (s2d/layers/show.py): the next level's own from half of its rows on.
+   */
   shown() {
     let opacities = new Float32Array(0);
     let [complete, share, numRows] = [-1, 0, 0];
+    let rescale = this.levels[0].rescale;
     for (const level of this.levels) {
       if (level.below !== null && level.numBelow < level.start) break;
       const wanted = level.stop - level.start;
@@ -220,13 +224,14 @@ export class Layers {
       next.set(level.own.subarray(0, level.numRows), level.start);
       opacities = next;
       numRows += level.numRows;
+      rescale += Math.min(1, 2 * part) * (level.rescale - rescale);
       if (part < 1) {
         share = part;
         break;
       }
       complete = level.id;
     }
-    return { complete, share, numRows, opacities };
+    return { complete, share, numRows, opacities, rescale };
   }
 
   /** What is shown as the bytes of a 3DGS PLY. */

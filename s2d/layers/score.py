@@ -9,6 +9,7 @@ from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
 from s2d.images import image_writer
 from s2d.layers.pyramid import reduced
+from s2d.layers.show import draw_level
 from s2d.metrics import Lpips, Metrics, psnr, score
 from s2d.model_folder import render_name
 from s2d.rasterize import rasterize
@@ -25,6 +26,7 @@ def score_views(
     rescale: float,
     lpips: Lpips | None = None,
     folder: Path | None = None,
+    own_rescale: float = 1.0,
 ) -> Metrics:
     """Render views at a share of their resolution and compare them with the area-filtered photos, both rounded to 8 bits.
 
@@ -35,6 +37,7 @@ def score_views(
         rescale: Share of the full resolution, at most 1.
         lpips: Also measure LPIPS with this network; None where a picture is too small for it.
         folder: Also write the renders here.
+        own_rescale: The share that they were trained for; above it, their own picture is enlarged (`draw_level`).
 
     Returns:
         Means over the views of `psnr` in dB and `ssim`; `lpips` where asked for.
@@ -44,7 +47,7 @@ def score_views(
         for camera in cameras:
             name = camera.names[0]
             view = reduced(View(camera, photos.image(name), None), 1 / rescale)
-            rgb = rasterize(gaussians, view.camera).rgb[0].clamp(0, 1)
+            rgb = draw_level(gaussians, camera, own_rescale, rescale)
             image, target = (_eight_bits(picture) for picture in (rgb, view.target))
             rows.append(score(image, target, {} if lpips is None else {"lpips": lpips}))
             if folder is not None:

@@ -8,6 +8,7 @@ from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians, load_checkpoint
 from s2d.layers.levels import gaussians_of_level
 from s2d.layers.manifest import MANIFEST, load_levels
+from s2d.layers.show import widened
 from s2d.model_folder import point_cloud_name, render_name
 from s2d.ply_io import read_support
 from s2d.stage_folders import SCRATCH, partial_dir
@@ -52,12 +53,19 @@ class ModelFolder:
         return {NEWEST: found[newest], **found} if newest else {}
 
     def load(self, name: str) -> tuple[Gaussians, str]:
-        """Read one of `choices`, and say what it is. FileNotFoundError, ValueError: a training is just replacing it, or it is damaged."""
+        """Read one of `choices`, as it is to be shown, and say what it is. FileNotFoundError, ValueError: a training is just replacing it, or it is damaged."""
         path = self.choices()[name]
         if path.name == MANIFEST:
-            last = len(load_levels(path.parent)) - 1
+            levels = load_levels(path.parent)
+            last = len(levels) - 1
             k = last if name == NEWEST else int(name.split()[1])
-            return gaussians_of_level(path.parent, k, visible_only=True), f"level {k} of {last}"
+            gaussians = gaussians_of_level(levels, k, visible_only=True)
+            if (known := self.cameras()) is not None:
+                # The browser's renderer blurs by 0.3 pixels² of the screen: a coarse level would be needles.
+                cameras, num_kept = known
+                rescale = levels.levels[k].rescale
+                gaussians = widened(gaussians, cameras[:num_kept], rescale)
+            return gaussians, f"level {k} of {last}"
         if path.suffix == ".ply":
             return Gaussians.load_ply(path), path.name
         checkpoint = load_checkpoint(path)
