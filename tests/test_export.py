@@ -11,10 +11,14 @@ from benchmarks import export_formats
 from s2d.cameras import Cameras
 from s2d.export import FORMATS, fly_through, render_frames, write_depth, write_splats, write_video
 from s2d.export import splats as splats_module
+from s2d.export.model import kept_cameras
 from s2d.export.splats import SPLAT_RECORD
 from s2d.gaussians import Gaussians
 from s2d.geometry import look_at
 from s2d.images import read_image
+from s2d.layers.levels import gaussians_of_level
+from s2d.layers.manifest import load_levels
+from s2d.layers.show import widened
 from s2d.metrics import psnr
 from s2d.rasterize import rasterize
 from tools import export
@@ -168,6 +172,24 @@ def test_the_command_line(run_folder, capsys, caplog):
     assert main(["splats", "-m", str(run_folder), "--levels", "-o", str(run_folder / "l")]) == 0
     numbers = [Gaussians.load_ply(run_folder / f"l/level_{k}.ply").num for k in range(3)]
     assert 1000 < numbers[0] <= 1500 and 2500 < numbers[1] <= 4000 and numbers[2] <= 5200
+    coarse = [
+        "images",
+        "-m",
+        str(run_folder),
+        "--kept",
+        "--level",
+        "0",
+        "-o",
+        str(run_folder / "k"),
+    ]
+    assert main(coarse) == 0
+    level, cameras = gaussians_of_level(run_folder / "stage3/layers", 0), kept_cameras(run_folder)
+    rescale = load_levels(run_folder / "stage3/layers").levels[0].rescale
+    picture = read_image(run_folder / "k" / "3.png")
+    camera = cameras.select(["3.jpg"])
+    wide = rasterize(widened(level, cameras, rescale), camera).rgb[0].clamp(0, 1)
+    torch.testing.assert_close(picture, wide, atol=0.51 / 255, rtol=0)  # rounded to 8 bits
+    assert float((rasterize(level, camera).rgb[0] - wide).abs().max()) > 0.05
     assert main(["splats", "-m", str(run_folder), "--level", "7"]) == 2
     assert main(["video", "-m", str(run_folder / "nothing")]) == 2
     assert "Expected 0 to 2" in caplog.text and "Run: python stage3" in caplog.text

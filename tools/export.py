@@ -42,6 +42,7 @@ from s2d.gaussians import Gaussians
 from s2d.images import image_writer
 from s2d.layers.levels import gaussians_of_level
 from s2d.layers.manifest import layers_folder, load_levels
+from s2d.layers.show import widened
 from s2d.log import logger, setup_logging
 from s2d.model_folder import render_name
 
@@ -148,7 +149,7 @@ def export_video(cfg: Video) -> Path:
 
 def export_images(cfg: Images) -> Path:
     if cfg.kept:
-        gaussians, cameras = gaussians_of(cfg.model, cfg.level), kept_cameras(cfg.model)
+        gaussians, cameras = gaussians_to_draw(cfg.model, cfg.level), kept_cameras(cfg.model)
         if cfg.width is not None:
             cameras = cameras.scaled(cfg.width / cameras.sizes[0][0])
     else:
@@ -167,10 +168,19 @@ def export_images(cfg: Images) -> Path:
 def flight(cfg: Flight) -> tuple[Gaussians, Cameras]:
     """The Gaussians of a fly-through and its cameras."""
     check_range("fps", cfg.fps, 1.0, 240.0)
-    gaussians = gaussians_of(cfg.model, cfg.level)
+    gaussians = gaussians_to_draw(cfg.model, cfg.level)
     num = max(1, round(cfg.seconds * cfg.fps))
     kept = kept_cameras(cfg.model)
     return gaussians, fly_through(cfg.path, kept, num, gaussians.means, cfg.width)
+
+
+def gaussians_to_draw(model: Path, level: int | None) -> Gaussians:
+    """The whole model, or one level of its layers, widened so that it does not fall apart at full size."""
+    gaussians = gaussians_of(model, level)
+    if level is None:
+        return gaussians
+    rescale = load_levels(layers_folder(model)).levels[level].rescale
+    return widened(gaussians, kept_cameras(model), rescale)
 
 
 def gaussians_of(model: Path, level: int | None) -> Gaussians:
