@@ -23,6 +23,7 @@ NEAREST = 0.01  # quantile of the distances to stage 0's points that counts as t
 # Standard deviations up to which a place is inside of a Gaussian, wherever its centre is.
 INSIDE = 2.0
 MOST_POINTS = 20_000  # that distances are measured to: each place has a quantile of them
+PLACES_AT_ONCE = 200  # torch.quantile refuses more than 16 million numbers
 ROWS_AT_ONCE = 100_000  # bounds the memory: a distance to every place
 
 
@@ -57,8 +58,11 @@ def clear_ways(
     ways = torch.stack([straight, _arc(start.expand_as(end), end, steps)]) + target
     places = torch.cat([centers, ways.flatten(0, 3)])
     some = points[:: -(-len(points) // MOST_POINTS)]
-    nearest = torch.quantile(torch.cdist(places, some), NEAREST, dim=1)
-    return Ways(places.float(), share * nearest.float())
+    nearest = [
+        torch.quantile(torch.cdist(group, some), NEAREST, dim=1)
+        for group in places.split(PLACES_AT_ONCE)
+    ]
+    return Ways(places.float(), share * torch.cat(nearest).float())
 
 
 def _arc(
