@@ -163,10 +163,10 @@ def run_setting(cfg: Config, source: Path, keep: int, network: Lpips | None) -> 
                     "method": method,
                     "gaussians": gaussians.num,
                     "transparent": float((opacities < TRANSPARENT).float().mean()),
-                    "own": score_views(
-                        gaussians, test, photos, level.rescale, trained_for, network
+                    "own": score_views(gaussians, test, photos, level.rescale, network),
+                    "full": score_views(
+                        gaussians, test, photos, 1.0, network, own_rescale=trained_for
                     ),
-                    "full": score_views(gaussians, test, photos, 1.0, trained_for, network),
                     "ms": render_ms(gaussians, small),
                     "ms_visible": render_ms(visible_rows(gaussians), small),
                     **size_of(levels, number, folder / f"packed_{method}_{k}"),
