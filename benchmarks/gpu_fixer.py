@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_kernels import milliseconds
+from s2d.device import DTYPES
+from s2d.fixer.compiling import Compilable
 
 NETWORKS = ("SD-Turbo size", "compact")
 WARM_UP = 5
@@ -66,38 +68,43 @@ def measure(
 ) -> dict[str, Any]:
     """Milliseconds of a repaired frame with one reference photo, whose latents are kept as stage 2 keeps them.
 
+    The number format and how many views go together are stage 2's on this device, and so is what is compiled.
+
     Args:
         network: One of `NETWORKS`.
         frame: width, height; rounded up to what the network's halvings need.
         repeats: Frames that are timed.
-        device: bf16 on a GPU, float32 elsewhere.
+        device: Nothing is compiled on a CPU.
     """
+    from s2d.fixer.choice import default_precision
+    from s2d.fixer.diffusion import DiffusionFixer
+
     gpu = device.type == "cuda"
-    dtype = torch.bfloat16 if gpu else torch.float32
-    model = build(network).to(device, dtype, memory_format=torch.channels_last).eval()
+    fixer = DiffusionFixer(build(network), device, default_precision(device))
+    model = fixer.model
     width, height = (-(-side // model.multiple) * model.multiple for side in frame)
-    images = [torch.rand(1, 3, height, width, device=device, dtype=dtype) * 2 - 1 for _ in range(3)]
+    together = fixer.views_at_once(height, width)
+    image = {"device": device, "dtype": DTYPES[fixer.precision]}
+    images = [torch.rand(1, 3, height, width, **image) * 2 - 1 for _ in range(3)]
     mask = torch.ones_like(images[0][:, :1])
     shown = model.show(images[0], images[1], mask)
     latents = model.encode_photos(images[2])[:, None]
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
     times = {}
-    ways = {"one at a time": (model.repair, 1)}
-    if gpu:
-        ways["four at a time"] = (model.repair, 4)
-        ways["one at a time, compiled"] = (torch.compile(model.repair), 1)
-    for how, (repair, batch) in ways.items():
+    for batch, compiled in sorted({(1, False), (together, False), (together, gpu)}):
+        repair = Compilable(model.repair, compiled)
         views = [
             tensor.expand(batch, *tensor.shape[1:]).contiguous() for tensor in (shown, latents)
         ]
         taken = milliseconds(
             lambda run=repair, views=views: run(*views), device, repeats, WARM_UP if gpu else 1
         )
-        times[how] = median(taken) / batch
+        if repair.compiled == compiled:  # else it says why it does not work here
+            times[f"{batch} at a time{', compiled' * compiled}"] = median(taken) / batch
     return {
         "frame_ms": times,
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": fixer.precision,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "peak_bytes": torch.cuda.max_memory_allocated(device) if gpu else None,
     }

@@ -60,7 +60,7 @@ def registered_cameras(
 ) -> Cameras:
     """Move test cameras to where a finished model looks most like their photos; the model stays as it is."""
     return register_cameras(
-        gaussians, test, photo, scene_extent(used, gaussians.means), TEST_ROUNDS
+        gaussians, test, photo, scene_extent(used, gaussians.means.cpu()), TEST_ROUNDS
     )
 
 

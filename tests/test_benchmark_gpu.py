@@ -11,6 +11,7 @@ from diff_gaussian_rasterization import SparseGaussianAdam, rasterize_gaussians_
 from native_build.cuda import compile, nvrtc
 
 from benchmarks import gpu, gpu_contestants, gpu_fixer, gpu_kernels, gpu_report
+from s2d.fixer import choice, diffusion
 
 HERE = Path(__file__).parent
 SMALL = ["--device", "cpu", "--gaussians", "60", "--sizes", "48x32", "--repeats", "2"]
@@ -162,8 +163,20 @@ def test_the_fixer(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_fixer, "NETWORKS", ("compact",))
     results, text = run(tmp_path, "--only", "fixer", "--frame", "60x40")
     (row,) = results["fixer"]
-    assert row["frame_ms"]["one at a time"] > 0 and row["precision"] == "float32"
-    assert "| compact | 60x40 | one at a time |" in text
+    assert row["frame_ms"].keys() == {"1 at a time"} and row["precision"] == "fp32"
+    assert row["frame_ms"]["1 at a time"] > 0
+    assert "| compact | 60x40 | 1 at a time |" in text
+
+
+def test_the_fixer_runs_as_stage_2_runs_it(monkeypatch):
+    """A GPU's number format, its views at a time and what is compiled."""
+    asked = []
+    monkeypatch.setattr(choice, "default_precision", lambda _: "bf16")
+    monkeypatch.setattr(diffusion, "views_that_fit", lambda *given: asked.append(given[1:]) or 3)
+    row = gpu_fixer.measure("compact", (60, 40), 1, torch.device("cpu"))
+    ((pixels, dtype, _),) = asked
+    assert pixels >= 60 * 40 and dtype == torch.bfloat16 and row["precision"] == "bf16"
+    assert list(row["frame_ms"]) == ["1 at a time", "3 at a time"]
 
 
 def test_the_large_network_has_the_size_of_sd_turbo():

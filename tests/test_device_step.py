@@ -10,7 +10,7 @@ import pytest
 import torch
 from meta_gpu import META, HostWaits, no_waiting
 
-from s2d import memory_plan
+from s2d import memory_plan, training
 from s2d.cameras import Cameras
 from s2d.device import DeviceUnusable, NotEnoughMemory, to_cpu
 from s2d.gaussians import Gaussians
@@ -21,9 +21,11 @@ from s2d.layers.options import LayerFlags, plan_layers
 from s2d.layers.task import LayerTask
 from s2d.memory_plan import TrainingMemory
 from s2d.optim import LearningRates
+from s2d.pairs import fit as fitting
 from s2d.refinement import Refinement, RefinementRates
 from s2d.renders import render_batches
 from s2d.sampling import ViewSampler
+from s2d.scene import load_scene
 from s2d.strategies.active import ActiveStrategies
 from s2d.strategies.settings import Strategy
 from s2d.training import (
@@ -183,6 +185,34 @@ WAITS = {
 def test_waiting_is_noticed(gpu, wait):
     with no_waiting(), pytest.raises((HostWaits, RuntimeError, NotImplementedError)):
         WAITS[wait](torch.ones(4, 4, device=META))
+
+
+def test_a_trials_fit_is_where_it_shall_be(gpu, tiny_scene, monkeypatch):
+    """Stereo is made on the CPU; what asks for values, which tensors on the meta device do not have, is left out."""
+    views = load_scene(tiny_scene).subset(["view_1.png", "view_3.png", "view_6.png"])
+    monkeypatch.setattr(fitting, "stand_backdrop", lambda *_: None)
+    monkeypatch.setattr(fitting, "use_strategies", lambda *_: None)
+    monkeypatch.setattr(training, "read_losses", lambda _: None)
+    settings = fitting.FitSettings(3, max_init_points=200, max_gaussians=300, sh_degree=1)
+    moved = []
+
+    def start(points, rgbs, degree):
+        assert points.device == rgbs.device == META
+        return gaussians(len(points), degree)
+
+    def step(run, camera, target, **options):
+        moved.extend((camera.viewmats.device, target.device))
+        return optimise_view(run, camera, target, **options)
+
+    monkeypatch.setattr(fitting, "gaussians_from_points", start)
+    monkeypatch.setattr(fitting, "optimise_view", step)
+    with meta_gpu.LiveBytes():  # it knows how many instances there are
+        fitted = fitting.fit(views, settings, 0, (2,), device=META)
+    for model in (fitted.gaussians, *fitted.early):
+        assert {tensor.device for tensor in model.tensors().values()} == {META}
+    assert fitted.cloud.points.device.type == "cpu"
+    assert moved == [META] * 6  # camera and photo of three steps
+    assert [launch.kernel for launch in gpu.launches].count("project_update") == 3
 
 
 def test_views_are_moved_once_and_pictures_held_where_they_shall_be(gpu):

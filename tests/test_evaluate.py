@@ -10,6 +10,7 @@ import torch
 
 from s2d.cameras import Cameras
 from s2d.config import no_effect
+from s2d.device import Choice, DeviceUnusable
 from s2d.files import atomic_write_json
 from s2d.gaussians import Checkpoint, Gaussians, gaussians_from_points, save_checkpoint
 from s2d.geometry import invert_rigid
@@ -25,6 +26,7 @@ from s2d.stage_io import open_stage
 from tools import evaluate
 from tools.evaluate import Config
 
+META = torch.device("meta")
 NUM_VIEWS, WIDTH, HEIGHT = 9, 48, 36
 
 
@@ -305,6 +307,7 @@ def test_each_picture_is_scored_once_by_each_network(tmp_path, source, truth, na
             calls.append(net)
             return float((image - target).abs().mean())
 
+        network.to = lambda device: network
         return network
 
     monkeypatch.setattr(evaluate, "load_lpips", load)
@@ -343,6 +346,25 @@ def test_masks_say_what_is_scored(tmp_path, source, truth, names):
     (tmp_path / "masks" / render_name(name)).unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 6 scored views have no mask"):
         evaluate.main(Config(run, lpips=(), mask_dir=tmp_path / "masks"))
+
+
+def test_what_is_drawn_is_drawn_on_the_device_and_scored_the_same(
+    tmp_path, source, truth, names, monkeypatch
+):
+    """Gaussians and the networks are moved; tensors on the meta device draw nothing, so a copy on the CPU stands in when they do."""
+    model_dir = write_run(tmp_path / "out", source, truth, make_split(names, keep_count=3))
+    before = evaluate.main(Config(model_dir=model_dir, lpips=(), device="cpu"))
+    moved, here = [], read_results(model_dir)
+    monkeypatch.setattr(evaluate, "choose_device", lambda asked: Choice(META, "a test", asked))
+    monkeypatch.setattr(Gaussians, "to", lambda self, device: moved.append(device) or self)
+    assert evaluate.main(Config(model_dir=model_dir, lpips=())) == before
+    assert moved == [META] * 2 and read_results(model_dir) == here
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_was_asked_for_by_name_is_no_cpu(tmp_path):
+    with pytest.raises(DeviceUnusable, match=r"--device cuda cannot be used.*--device auto takes"):
+        evaluate.main(Config(model_dir=tmp_path, device="cuda"))
 
 
 def test_another_scene_is_refused(tmp_path, source, truth, names):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from s2d.images import read_image
 from s2d.metrics import BACKBONES, LPIPS_MIN_SIDE, Lpips, LpipsUnavailable, load_lpips, psnr, ssim
 
+META = torch.device("meta")
 DATA = os.environ.get("S2D_DATA")
 WEIGHTS = os.environ.get("S2D_WEIGHTS")
 
@@ -206,6 +207,24 @@ def test_lpips_grows_with_the_distortion_and_forgets_old_truths():
     assert lpips(slight, other_target) == random_lpips()(
         slight, other_target
     )  # no stale truth features
+
+
+def test_lpips_on_another_device_has_all_there_but_the_pictures(monkeypatch):
+    """The meta device says where tensors are: what is computed of them has no value, and is refused where devices meet."""
+    there = random_lpips().to(META)
+    precise = []
+
+    def convolve(x, *rest):
+        precise.append(not torch.backends.cudnn.allow_tf32)
+        return convolved(x, *rest)
+
+    convolved = F.conv2d
+    monkeypatch.setattr(F, "conv2d", convolve)
+    image, target = random_pair(64, 64)
+    assert {tap.device for tap in there._features(image)} == {META}
+    assert precise == [True] * 5 and torch.backends.cudnn.allow_tf32
+    here = random_lpips()
+    assert here.to(torch.device("cpu"))(image, target) == here(image, target)
 
 
 def test_the_smallest_picture_is_as_large_as_it_must_be():

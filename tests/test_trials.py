@@ -13,6 +13,7 @@ from tiny_pairs import TINY, save_tiny
 
 import stage2_artifact_fix
 from s2d.cameras import Cameras
+from s2d.device import Choice, DeviceUnusable
 from s2d.fixed_views import find_fixed_views, fixed_view_reader
 from s2d.fixer import judge as judging
 from s2d.fixer import novel_views
@@ -24,7 +25,9 @@ from s2d.fixer.interface import FixResult
 from s2d.images import read_image, write_image
 from s2d.metrics import psnr
 from s2d.pairs import trials as making
+from s2d.pairs.fit import Fitted
 from s2d.pairs.trials import TrialJob, TrialPair, TrialSettings, choose_trial_views, make_trial
+from s2d.pairs.workers import run_jobs
 from s2d.scene import load_scene
 from s2d.split import Split
 from s2d.stage_io import require_stage
@@ -120,6 +123,93 @@ def test_a_fit_that_fails_is_a_dropped_trial(tiny_scene, tmp_path, monkeypatch, 
     assert verdict.calibration is None and verdict.choice is choice
     assert verdict.summary["failed"] == failed
     assert "used as it is: no trial could be made" in verdict.summary["decision"]
+
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module")
+def some_fit(tiny_scene) -> Fitted:
+    views = load_scene(tiny_scene).subset(["view_1.png", "view_3.png", "view_6.png"])
+    return making.fit(views, replace(SETTINGS, num_steps=1).fit, 0)
+
+
+class FailingGpu:
+    """Two trials, the second of which a GPU does not get done; no process is started, and nothing fitted."""
+
+    def __init__(self, tiny_scene, folder, monkeypatch, error, some_fit):
+        self.kept = load_scene(tiny_scene).subset(["view_1.png", "view_3.png", "view_6.png"])
+        self.scene, self.folder, self.tried = tiny_scene, folder, []
+
+        def fit(views, settings, seed, on_steps, device):
+            self.tried.append(device.type)
+            if device.type == "cuda" and self.tried.count("cuda") == 2:
+                raise error
+            return some_fit
+
+        monkeypatch.setattr(making, "fit", fit)
+        monkeypatch.setattr(making, "choose_device", lambda asked: Choice(CUDA, "a test", asked))
+        monkeypatch.setattr(making, "free_memory", lambda _: (3 * 2**30, 8 * 2**30))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 8 * 2**30))
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+    def make(self, device):
+        return making.make_trials(self.kept, self.scene, SETTINGS, self.folder, device)
+
+
+GPU_ERRORS = {
+    "memory": (torch.OutOfMemoryError("CUDA out of memory."), "Out of memory on cuda:0: 1.0 of 8.0 GiB"),
+    "later": (torch.AcceleratorError("CUDA error: illegal address"), "cuda:0 failed: CUDA error: ill"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("failure", GPU_ERRORS)
+def test_a_gpu_that_fails_a_trial_leaves_the_finished_ones(
+    failure, tiny_scene, tmp_path, monkeypatch, in_process, caplog, some_fit
+):
+    error, message = GPU_ERRORS[failure]
+    trials = FailingGpu(tiny_scene, tmp_path, monkeypatch, error, some_fit)
+    with pytest.raises(DeviceUnusable, match=message):  # and no trial that is said to have failed
+        trials.make("cuda")
+    assert trials.tried == ["cuda", "cuda"]
+    assert len(list(tmp_path.glob("*/trial.json"))) == 1
+    trials.tried.clear()
+    shutil.rmtree(tmp_path)
+    pairs, failed = trials.make("auto")
+    assert trials.tried == ["cuda", "cuda", "cpu"] and len(pairs) == 2 and not failed
+    assert message in caplog.text and "Going on on the CPU" in caplog.text
+    trials.make("cuda")
+    assert len(trials.tried) == 3, "finished work was done again"
+
+
+def test_trials_side_by_side_fit_into_a_gpus_memory(monkeypatch):
+    monkeypatch.setattr(making, "usable_cores", lambda: 16)
+    for gib, workers in ((0.5, 1), (2.5, 2), (80, 3)):
+        monkeypatch.setattr(making, "free_memory", lambda _, gib=gib: (int(gib * 2**30), 0))
+        assert making._num_workers(3, CUDA) == workers
+    assert making._num_workers(3, torch.device("cpu")) == 3
+
+
+def refuse(job, on_steps):
+    raise DeviceUnusable(f"No GPU for {job.name}. Pass --device cpu.")
+
+
+def test_what_a_worker_says_of_its_gpu_is_heard():
+    job = TrialJob(Path("scene"), (), "view_1.png")
+    with pytest.raises(DeviceUnusable, match=r"^No GPU for the trial of view_1.png\. Pass"):
+        list(run_jobs(refuse, [job], 1, "no advice"))
+
+
+def test_a_network_on_another_kind_of_device_has_its_trials_on_the_cpu(
+    tiny_scene, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(judging, "make_trials", lambda *given: (asked.append(given[-1]), ([], {}))[1])  # fmt: skip
+    for number, device in enumerate(("cpu", "auto", "cuda:1", "mps")):
+        choice, scratch = judging.FixerChoice("analytic", "a test", {}), tmp_path / str(number)
+        scratch.mkdir()
+        judging.judge(choice, None, tiny_scene, SETTINGS, None, scratch, device)
+    assert asked == ["cpu", "auto", "cuda:1", "cpu"]
 
 
 def test_what_stage_2_writes_of_its_trials(fixed, tiny_scene):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,11 +25,13 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # run from anywhere: the library is not installed
 
+import torch
 from tyro.conf import arg
 
 from s2d import hier_evaluation
 from s2d.cameras import Cameras
 from s2d.config import no_effect, run_script
+from s2d.device import choose_device, run_on
 from s2d.files import atomic_write_json
 from s2d.gaussians import Gaussians
 from s2d.guidance.cloud import SurfaceCloud
@@ -85,15 +88,22 @@ class Config:
     """Folder with a picture per scored view that is black where nothing is scored (docs/evaluation.md)."""
     max_report_mb: float = 14.0
     """Largest report.html in megabytes: where the pictures of all views do not fit, some are left out."""
+    device: str = "auto"
+    """Where to draw and to compute LPIPS: auto (a GPU if one can be used, else the CPU), cpu, cuda or cuda:N."""
 
 
 def main(cfg: Config) -> Path:
     """Evaluate; returns OUT/report.html."""
+    return run_on(choose_device(cfg.device), partial(evaluate, cfg))
+
+
+def evaluate(cfg: Config, device: torch.device) -> Path:
+    """Do all of it on a device."""
     run = open_run(cfg)
-    nets, notes = load_networks(cfg.lpips)
-    render_test_views(run, cfg.refine_test_cameras)
+    nets, notes = load_networks(cfg.lpips, device)
+    render_test_views(run, cfg.refine_test_cameras, device)
     collect_novel_views(run)
-    draw_support_overlays(run)
+    draw_support_overlays(run, device)
     if cfg.mask_dir is not None:
         run.masks = find_masks(cfg.mask_dir, scored_views(run))
     per_view = score_views(run, nets)
@@ -139,12 +149,12 @@ def open_run(cfg: Config) -> Run:
     return Run(cfg.model_dir, manifests, split, scene, given, novel_cameras)
 
 
-def load_networks(names: Sequence[str]) -> tuple[dict[str, Lpips], list[str]]:
-    """Load the LPIPS networks that can be had; a note says what is missing."""
+def load_networks(names: Sequence[str], device: torch.device) -> tuple[dict[str, Lpips], list[str]]:
+    """Load the LPIPS networks that can be had onto a device; a note says what is missing."""
     networks, notes = {}, []
     for name in names:
         try:
-            networks[f"lpips_{name}"] = load_lpips(name)
+            networks[f"lpips_{name}"] = load_lpips(name).to(device)
         except LpipsUnavailable as error:
             logger.warning("%s", error)
             notes.append(str(error))
@@ -154,13 +164,14 @@ def load_networks(names: Sequence[str]) -> tuple[dict[str, Lpips], list[str]]:
 # -------------------------------------------------------------------------------------------------------------- pictures
 
 
-def render_test_views(run: Run, refine_cameras: bool) -> None:
+def render_test_views(run: Run, refine_cameras: bool, device: torch.device) -> None:
     """Render the test cameras from the splats of stages 1 and 3, beside the photos at 8 bits."""
     models = {"stage1": load_splat(run.manifests["stage1"])}
     if "stage3" in run.manifests:
         models["stage3"] = load_splat(run.manifests["stage3"])
     run.test = {name: {} for name in run.split.test}
-    for stage, gaussians in models.items():
+    for stage, model in models.items():
+        gaussians = model.to(device)
         cameras = test_cameras(run, stage)
         if refine_cameras:
             cameras = registered_cameras(gaussians, cameras, run.scene.image, run.given)
@@ -177,7 +188,7 @@ def render_test_views(run: Run, refine_cameras: bool) -> None:
                 photo = folder / "gt" / render_name(name)
                 picture = folder / "renders" / render_name(name)
                 write(photo, run.truth(name))
-                write(picture, rasterize(gaussians, camera).rgb[0])
+                write(picture, rasterize(gaussians, camera).rgb[0].cpu())
                 run.test[name] |= {"truth": photo, stage: picture}
                 bar.update(done)
     add_test_guidance(run, test_cameras(run, "stage0"))
@@ -254,14 +265,14 @@ def collect_novel_views(run: Run) -> None:
         run.coverage[name] = run.manifests["stage0"].dir / "coverage" / render_name(name)
 
 
-def draw_support_overlays(run: Run) -> None:
+def draw_support_overlays(run: Run, device: torch.device) -> None:
     """Paint every view of the last model by what holds it up, where its splat says so."""
     stage = "stage3" if "stage3" in run.manifests else "stage1"
     splat = splat_path(run.manifests[stage])
     support = read_support(splat)
     if support is None:
         return
-    gaussians = Gaussians.load_ply(splat)
+    gaussians, support = Gaussians.load_ply(splat).to(device), support.to(device)
     novel, _ = carried_cameras(run.novel_cameras, run.given, kept_cameras(run, stage))
     test = test_cameras(run, stage)
     cameras = Cameras.cat([test, novel.select([n for n in novel.names if n not in test.names])])

@@ -62,7 +62,7 @@ def judge(
         settings: Of the trials.
         adapting: None leaves the network as it is.
         scratch: Keeps what is finished: the same call goes on from there.
-        device: For the network.
+        device: For the network and the trials' fits.
 
     Raises:
         OSError, ValueError: See `make_trials`, `FixerChoice.load`, `adaptation`.
@@ -72,7 +72,9 @@ def judge(
         calibration = summary["calibration"] and Calibration.from_dict(summary["calibration"])
         logger.info("%s", summary["decision"])
         return Verdict(_with_adapted(choice, summary, scratch), calibration, summary)
-    pairs, failed = make_trials(kept, source, settings, scratch / "trials")
+    # Kernels for Gaussians are there for CPUs and NVIDIA's GPUs alone; a network may be on another device.
+    place = device if device == "auto" or device.startswith("cuda") else "cpu"
+    pairs, failed = make_trials(kept, source, settings, scratch / "trials", place)
     summary: dict[str, Any] = {"format": FORMAT, "fixer": choice.name, "steps": settings.num_steps}
     summary |= {"failed": failed, "adaptation": None, "calibration": None, "trials": []}
     calibration = None

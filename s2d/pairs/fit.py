@@ -25,7 +25,9 @@ from s2d.training import (
     start_run,
     use_strategies,
 )
+from s2d.views import View, views_on
 
+CPU = torch.device("cpu")
 REPORT_EVERY = 25  # steps between two calls of on_steps
 SSIM_WEIGHT = 0.2  # as stage 1
 
@@ -54,15 +56,17 @@ def fit(
     seed: int,
     early_steps: Sequence[int] = (),
     on_steps: Callable[[int], None] = lambda num: None,
+    device: torch.device = CPU,
 ) -> Fitted:
     """Reconstruct points from the views, and fit Gaussians on them to the views.
 
     Args:
         views: The inputs alone (`scene.subset(kept)`), two or more.
         settings: See there.
-        seed: Same seed, same result, at any number of threads.
+        seed: Same seed, same result, at any number of threads of a CPU.
         early_steps: Steps after which to keep a copy, each between 1 and num_steps.
         on_steps: Called with the number of steps done since the last call.
+        device: Where the Gaussians are fitted, and stay; the points are made on the CPU.
 
     Raises:
         ValueError: the photos share no surface, or the optimisation went astray.
@@ -75,7 +79,7 @@ def fit(
     known = cloud.points, cloud.rgbs, cloud.confidence
     guessed = hole_points(views, depths)
     points, rgbs, _ = starting_points(known, guessed, settings.max_init_points, FILL_SHARE)
-    gaussians = gaussians_from_points(points, rgbs, settings.sh_degree)
+    gaussians = gaussians_from_points(points.to(device), rgbs.to(device), settings.sh_degree)
     rates = LearningRates()
     extent = scene_extent(views.cameras, cloud.points)
     run = start_run(gaussians, rates, extent, ViewSampler(views.names, seed=seed), seed)
@@ -83,17 +87,20 @@ def fit(
         run, Strategy(), views, cloud.points, depths.__getitem__, settings.num_steps, seed
     )
     policy = DensifyPolicy(max_gaussians=settings.max_gaussians)
+    view_of = views_on(
+        lambda _, name: View(views.cameras.select([name]), views.image(name), None), device, True
+    )
     degree_every = max(1, settings.num_steps // 4)  # stage 1: 1000 of 4000
     early: dict[int, Gaussians] = {}
     with cpus_for_kernels():
         while run.step < settings.num_steps:
             set_means_rate(run.optimizer, rates, extent, run.step / settings.num_steps)
             stand_backdrop(run, views, 0, settings.num_steps)
-            _, name = run.sampler.draw()
+            view = view_of(*run.sampler.draw())
             loss = optimise_view(
                 run,
-                views.cameras.select([name]),
-                views.image(name),
+                view.camera,
+                view.target,
                 ssim_weight=SSIM_WEIGHT,
                 sh_degree=active_sh_degree(run.step, degree_every, settings.sh_degree),
             )

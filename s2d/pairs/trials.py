@@ -17,14 +17,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from s2d.cameras import Cameras
+from s2d.device import Choice, DeviceUnusable, choose_device, free_memory, run_on
 from s2d.files import atomic_write_json, fsync_dir
+from s2d.guidance.cloud import SurfaceCloud
 from s2d.guidance.render import render_cloud
 from s2d.images import write_image
 from s2d.log import logger, progress
 from s2d.model_folder import render_name
 from s2d.pairs.dataset import PARTIAL, read_json
-from s2d.pairs.fit import FitSettings, fit
+from s2d.pairs.fit import CPU, FitSettings, fit
 from s2d.pairs.workers import run_jobs, usable_cores
 from s2d.rasterize import rasterize
 from s2d.scene import Scene, load_scene
@@ -32,6 +37,7 @@ from s2d.scene import Scene, load_scene
 RECORD = "trial.json"
 PICTURES = ("render", "guidance", "coverage", "truth")
 MIN_KEPT = 3  # a fit takes two photos
+WORKER_GPU_BYTES = 1 << 30  # an assumption: half for a process's context, half for a fit
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def choose_trial_views(kept: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def make_trials(
-    kept: Scene, source: Path, settings: TrialSettings, folder: Path
+    kept: Scene, source: Path, settings: TrialSettings, folder: Path, device: str = "cpu"
 ) -> tuple[list[TrialPair], dict[str, str]]:
     """Make the trials that `folder` does not hold yet, in processes of one thread side by side.
 
@@ -100,12 +106,14 @@ def make_trials(
         source: The scene that they are of, as `load_scene` takes it.
         settings: See there.
         folder: Made if missing. Whatever ends this call, finished trials stay there.
+        device: Where Gaussians are fitted, as `--device` of the stages: where a GPU fails, auto makes the other trials on the CPU.
 
     Returns:
         The trials in name order, and for each whose fit failed (photos that share no surface) its view and why.
 
     Raises:
         OSError: the disk is full.
+        DeviceUnusable: the GPU that was asked for cannot be used, or failed.
         ValueError: a worker died.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,22 +121,8 @@ def make_trials(
         TrialJob(source, kept.names, view)
         for view in choose_trial_views(kept.names, settings.num_views)
     ]
-    todo = [job for job in jobs if not (_folder(folder, job.view) / RECORD).is_file()]
-    num_workers = min(len(todo), usable_cores())
-    work = partial(make_trial, settings=settings, folder=folder)
-    results = run_jobs(work, todo, num_workers, "close other programs, or pass --trial-views 0")
-    steps, finished = (len(jobs) - len(todo)) * settings.num_steps, len(jobs) - len(todo)
-    # closing: the workers end here, whatever ends the loop.
-    with (
-        progress(len(jobs) * settings.num_steps, "trials", start=steps) as bar,
-        closing(results),
-    ):
-        for _, event, value in results:
-            if event == "steps":
-                steps += value
-            elif event == "done":
-                finished += 1
-            bar.update(steps, trials=f"{finished}/{len(jobs)}")
+    if not all(_is_finished(job, folder) for job in jobs):
+        run_on(choose_device(device), partial(_make_missing, jobs, settings, folder))
     photos = dict(zip(kept.names, kept.image_paths, strict=True))
     trials, failed = [], {}
     for job in jobs:
@@ -142,10 +136,48 @@ def make_trials(
     return trials, failed
 
 
-def make_trial(
-    job: TrialJob, settings: TrialSettings, folder: Path, on_steps: Callable[[int], None]
+def _make_missing(
+    jobs: Sequence[TrialJob], settings: TrialSettings, folder: Path, device: torch.device
 ) -> None:
-    """Make one trial in its `.partial` folder and rename it. Called in worker processes."""
+    """Make the trials that are not finished on a device."""
+    todo = [job for job in jobs if not _is_finished(job, folder)]
+    work = partial(make_trial, settings=settings, folder=folder, device=device)
+    advice = "close other programs, or pass --trial-views 0"
+    results = run_jobs(work, todo, _num_workers(len(todo), device), advice)
+    steps, finished = (len(jobs) - len(todo)) * settings.num_steps, len(jobs) - len(todo)
+    # closing: the workers end here, whatever ends the loop.
+    with (
+        progress(len(jobs) * settings.num_steps, "trials", start=steps) as bar,
+        closing(results),
+    ):
+        for _, event, value in results:
+            if event == "steps":
+                steps += value
+            elif event == "done":
+                finished += 1
+            bar.update(steps, trials=f"{finished}/{len(jobs)}")
+
+
+def _num_workers(num_jobs: int, device: torch.device) -> int:
+    """How many processes to make trials in: stereo keeps a core each, and on a GPU each takes memory."""
+    most = min(num_jobs, usable_cores())
+    if device.type == "cuda":
+        most = max(1, min(most, free_memory(device)[0] // WORKER_GPU_BYTES))
+    return most
+
+
+def make_trial(
+    job: TrialJob,
+    settings: TrialSettings,
+    folder: Path,
+    on_steps: Callable[[int], None],
+    device: torch.device = CPU,
+) -> None:
+    """Make one trial in its `.partial` folder and rename it. Called in worker processes.
+
+    Raises:
+        DeviceUnusable: The GPU failed, or its memory does not suffice. Going on on the CPU is up to `make_trials`, whose warning is heard.
+    """
     final = _folder(folder, job.view)
     partial_dir = final.with_name(final.name + PARTIAL)
     shutil.rmtree(partial_dir, ignore_errors=True)
@@ -154,14 +186,21 @@ def make_trial(
     others = scene.subset([name for name in job.kept if name != job.view])
     camera = scene.cameras.select([job.view])
     record = {"failed": None, "references": [others.names[row] for row in _nearest(camera, others)]}
+
+    def attempt(device: torch.device) -> tuple[Tensor, SurfaceCloud]:
+        fitted = fit(others, settings.fit, settings.seed, on_steps=on_steps, device=device)
+        return rasterize(fitted.gaussians, camera).rgb[0].clamp(0, 1).cpu(), fitted.cloud
+
     try:
-        fitted = fit(others, settings.fit, settings.seed, on_steps=on_steps)
+        rendered, cloud = run_on(Choice(device, "the stage's", asked=str(device)), attempt)
+    except DeviceUnusable:
+        raise
     except ValueError as error:
         record["failed"] = str(error)
     else:
-        guidance = render_cloud(fitted.cloud, camera)
+        guidance = render_cloud(cloud, camera)
         pictures = {
-            "render": rasterize(fitted.gaussians, camera).rgb[0].clamp(0, 1),
+            "render": rendered,
             "guidance": guidance.rgb,
             "coverage": guidance.coverage.float(),
             "truth": scene.image(job.view),
@@ -176,6 +215,10 @@ def make_trial(
 def _nearest(camera: Cameras, others: Scene) -> list[int]:
     """Rows of the other views by the distance of their cameras, as stage 2 chooses references."""
     return camera.pose_distances(others.cameras)[0].argsort(stable=True).tolist()
+
+
+def _is_finished(job: TrialJob, folder: Path) -> bool:
+    return (_folder(folder, job.view) / RECORD).is_file()
 
 
 def _folder(folder: Path, view: str) -> Path:

@@ -16,6 +16,7 @@ import cv2
 import torch
 
 from s2d import log
+from s2d.device import DeviceUnusable
 
 IDLE_SECONDS = 5.0  # stereo reports nothing, and the progress should show that time goes on
 
@@ -46,6 +47,7 @@ def run_jobs(
 
     Raises:
         OSError: a worker could not write.
+        DeviceUnusable: a worker's GPU failed or was too small; its message.
         ValueError: a worker died: out of memory, or killed.
         RuntimeError: a defect of ours, with the worker's traceback.
     """
@@ -112,7 +114,7 @@ def _work(connection: Connection, work: Callable[..., Any]) -> None:
             connection.send(("done", record))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-    except OSError as error:
+    except (OSError, DeviceUnusable) as error:
         connection.send(("error", error))
     except Exception:
         connection.send(("defect", traceback.format_exc()))

@@ -18,9 +18,9 @@ def support_overlay(
     support: Tensor,  # [N]
     camera: Cameras,
 ) -> Tensor:
-    """Lay the colours of support over the render in grey. [H, W, 3]"""
-    grey = rasterize(gaussians, camera).rgb[0].clamp(0, 1) @ torch.tensor(LUMA)
-    painted = draw_support(gaussians, support, camera)
+    """Lay the colours of support over the render in grey; on the CPU, wherever the Gaussians are. [H, W, 3]"""
+    grey = rasterize(gaussians, camera).rgb[0].cpu().clamp(0, 1) @ torch.tensor(LUMA)
+    painted = draw_support(gaussians, support, camera).cpu()
     return torch.lerp(grey[..., None].expand_as(painted), painted, PAINT).clamp(0, 1)
 
 

@@ -40,6 +40,7 @@ _GPU_FAILURES = (
     DriverError,
     CompileError,
     NotEnoughMemory,
+    DeviceUnusable,  # what a process that works for this one says of its GPU
 )
 
 
@@ -154,7 +155,7 @@ def run_on(choice: Choice, work: Callable[[torch.device], _Result]) -> _Result:
 
 
 def _failure(device: torch.device, error: Exception) -> str:
-    if isinstance(error, NotEnoughMemory):
+    if isinstance(error, NotEnoughMemory | DeviceUnusable):
         return str(error)
     if not isinstance(error, torch.OutOfMemoryError):
         return f"{device} failed: {error} Pass --device cpu, and report this."
