@@ -47,6 +47,44 @@
 
 namespace s2d {
 
+// A sum of rounded products together with what was rounded off.
+struct Compensated {
+  float value, lost;
+
+  __device__ __forceinline__ void add(float a) {
+    const float sum = __fadd_rn(value, a), part = __fadd_rn(sum, -value);
+    lost += __fadd_rn(__fadd_rn(value, -__fadd_rn(sum, -part)), __fadd_rn(a, -part));
+    value = sum;
+  }
+  __device__ __forceinline__ void add_product(float a, float b) {
+    const float product = __fmul_rn(a, b);
+    lost += __fmaf_rn(a, b, -product);
+    add(product);
+  }
+};
+
+// The centre's place in the image, rounded once. In plain float32 it is off by up to 5e-5 pixels on real scenes, because the terms of W x + t
+// cancel; gradients that sum over all Gaussians, such as those of a camera, lose most of their digits there and nowhere else.
+__device__ __forceinline__ void place_centre(const Camera& camera, const float* mean, Footprint<float>& fp) {
+  Compensated cam[3];
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    cam[i] = {camera.t[i], 0.0f};
+    for (int k = 0; k < 3; ++k) cam[i].add_product(camera.W[3 * i + k], mean[k]);
+  }
+  const float focal[2] = {camera.fx, camera.fy}, centre[2] = {camera.cx, camera.cy};
+  float place[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float ratio = __fdiv_rn(cam[i].value, cam[2].value);
+    const float rest = __fmaf_rn(-ratio, cam[2].value, cam[i].value) + __fmaf_rn(-ratio, cam[2].lost, cam[i].lost);
+    Compensated at = {centre[i], focal[i] * (rest * fp.inv_z)};
+    at.add_product(focal[i], ratio);
+    place[i] = at.value + at.lost;
+  }
+  fp.mean_x = place[0], fp.mean_y = place[1];
+}
+
 struct Bounds {
   float half_x, half_y;
 };
@@ -104,6 +142,7 @@ extern "C" __global__ void __launch_bounds__(128, 6) project_forward(
   if (index < n) {
     load_gaussian(scene, index, gaussian);
     project_footprint(camera, gaussian.mean, gaussian.H, fp);
+    place_centre(camera, gaussian.mean, fp);
     if (means2d_offset) {
       fp.mean_x += means2d_offset[2 * row];
       fp.mean_y += means2d_offset[2 * row + 1];
