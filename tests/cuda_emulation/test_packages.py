@@ -16,6 +16,7 @@ from diff_gaussian_rasterization import (
     TrainingView,
     rasterize_gaussians_raw,
 )
+from diff_gaussian_rasterization._cuda import kernels
 from emulated_driver import emulated_gpu
 
 GPUS = ["emulated"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -65,6 +66,28 @@ def test_images_and_all_gradients_through_autograd(name):
         assert_close(ours, truth, 1e-6)  # measured below it
     assert (images["emulated"].radii - images["cpu"].radii).abs().max() <= 1
     oracles.assert_gradients_close(grads["emulated"], grads["cpu"], 1e-5)  # measured 1.9e-6
+
+
+@pytest.mark.parametrize("where", GPUS)
+def test_rows_of_a_larger_tensor_may_begin_anywhere(where):
+    """A vector is read from multiples of 16 bytes alone, which the 180 of a row are not."""
+    scene = oracles.cast(oracles.make_scene(num_gaussians=20), torch.float32)
+    with on(where) as (device, driver):
+        here = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in scene.items()}
+        parts = {**here}
+        for name in oracles.PARAMETERS:
+            parts[name] = torch.cat([here[name][:1], here[name]])[1:]
+        assert parts["shN"].is_contiguous() and parts["shN"].data_ptr() % 16
+        images = [rasterize_gaussians_raw(**one) for one in (here, parts)]
+        gradients = [oracles.gradients(rasterize_gaussians_raw, one) for one in (here, parts)]
+        if driver:
+            for launch in driver.launches:
+                if launch.kernel in ("project_forward", "project_backward"):
+                    at = [p.name for p in kernels().parameters[launch.kernel]].index("shN")
+                    assert launch.arguments[at] % 16 == 0
+    for value, truth in zip(*images, strict=True):
+        assert torch.equal(value, truth)
+    oracles.assert_gradients_close(*gradients, 1e-6)  # the same to the bit where it is emulated
 
 
 def test_without_gradients_nothing_is_kept_for_them():

@@ -18,8 +18,8 @@ from native_build.cuda import compile, nvrtc
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = Path(__file__).with_name("cuda_usage.json")
-# Turing, Ampere (data centre, desktop), Ada, Hopper, Blackwell.
-ARCHS = (75, 80, 86, 89, 90, 100)
+# Turing, Ampere (data centre, desktop), Ada, Hopper, Blackwell (data centre, desktop).
+ARCHS = (75, 80, 86, 89, 90, 100, 120)
 FIELDS = ("registers", "shared_bytes", "stack_bytes", "spill_bytes")
 
 

@@ -118,6 +118,8 @@ FAILURES = {
     "plan": (device.NotEnoughMemory("Training would take 9 GiB. Pass --device cpu."), "^Training would take 9 GiB"),
     "memory": (torch.OutOfMemoryError("CUDA out of memory."), r"Out of memory on cuda:0: 1.0 of 8.0 GiB are free.*--max-gaussians.*--device cpu"),
     "launch": (DriverError("CUDA error 700 while launching: illegal address."), r"cuda:0 failed: CUDA error 700.*--device cpu"),
+    "library": (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "cuda:0 failed: cuDNN error"),
+    "worker": (device.DeviceUnusable("Out of memory on cuda:0: 0.1 GiB."), "^Out of memory on cuda:0: 0.1 GiB"),
     "compile": (CompileError("NVRTC cannot compile x.cu"), r"cuda:0 failed: NVRTC cannot compile"),
 }  # fmt: skip
 
@@ -143,11 +145,13 @@ def test_only_auto_goes_on_on_the_cpu(machine, caplog, failure):
 
 
 def test_other_errors_and_those_of_the_cpu_pass_through(machine):
-    def work(where):
-        raise ValueError("not a number")
+    for error in (ValueError("not a number"), RuntimeError("tensors on cuda:0 and cpu")):
 
-    with pytest.raises(ValueError, match="not a number"):
-        device.run_on(device.choose_device("auto"), work)
+        def work(where, error=error):
+            raise error
+
+        with pytest.raises(type(error), match=str(error)):
+            device.run_on(device.choose_device("auto"), work)
 
     def no_memory(where):
         raise torch.OutOfMemoryError("on the CPU")

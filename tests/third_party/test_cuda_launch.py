@@ -204,10 +204,17 @@ def test_damaged_code_is_compiled_again(fake_driver, compiler, folder):  # noqa:
         (90, (75, 80, 90, 100), "sm_90"),
         (89, (75, 80, 86, 90), "sm_86"),  # the same generation: its code runs
         (120, (75, 80, 90, 100), "compute_100"),  # newer than the compiler: PTX
+        (121, (75, 90, 100, 120), "sm_120"),
+        (70, (52, 60, 70, 75), "sm_70"),
     ],
 )
 def test_what_is_compiled_for(capability, archs, expected):
     assert compile.target(capability, archs) == expected
+
+
+def test_a_gpu_that_cannot_add_doubles_is_too_old():
+    with pytest.raises(ValueError, match=r"compute capability 5\.2, and the kernels need 6\.0"):
+        compile.target(52, (50, 52, 60, 70))
 
 
 def test_the_log_says_what_a_kernel_takes():

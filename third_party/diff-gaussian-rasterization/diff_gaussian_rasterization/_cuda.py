@@ -25,6 +25,7 @@ CSRC = Path(__file__).parent / "csrc"
 TILE = 16  # pixels
 SEGMENT = 256  # instances of a tile between two saved states
 STATE_SUMS, SPLAT_WIDTH, SPLAT_GRADS, CAMERA_SUMS = 6, 12, 10, 19  # floats of a record
+ALIGNMENT = 16  # bytes that a lane reads at a time
 MOST_16_BIT_TILES = 32767
 MOST_GAUSSIANS = 2**31 - 1  # C N, the numbers that instances hold
 
@@ -107,7 +108,7 @@ def render(
         (cuda.blocks(n, 128), num_cameras),
         128,
         *_scene_numbers(scene, options),
-        *_scene_pointers(scene),
+        *_readable(scene),
         viewmats,
         Ks,
         means2d_probe,
@@ -268,12 +269,12 @@ def parameter_gradients(
         *_scene_numbers(scene, options),
         int(with_depth),
         num_cameras,
-        *_scene_pointers(scene),
+        *_readable(scene),
         frame.viewmats,
         frame.Ks,
         frame.radii,
         sums,
-        *_scene_pointers(gradients),
+        *map(_or_null, gradients),
         d_means2d,
         camera_sums,
     )
@@ -365,9 +366,12 @@ def _scene_numbers(scene: SceneTensors, options: RenderOptions) -> tuple[int | f
     )
 
 
-def _scene_pointers(scene: SceneTensors) -> list[Tensor | None]:
-    """In the order that the kernels take them: that of the fields."""
-    return [_or_null(tensor) for tensor in scene]
+def _readable(scene: SceneTensors) -> list[Tensor | None]:
+    """In the order that the kernels take them, that of the fields. Rows of a larger tensor may begin where no vector can be read: a copy."""
+    return [
+        tensor.clone() if tensor is not None and tensor.data_ptr() % ALIGNMENT else tensor
+        for tensor in map(_or_null, scene)
+    ]
 
 
 def _or_null(tensor: Tensor | None) -> Tensor | None:

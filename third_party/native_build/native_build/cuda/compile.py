@@ -14,6 +14,7 @@ from native_build.cuda.nvrtc import Nvrtc
 
 # No --use_fast_math: the kernels find poisoned values by NaN and infinity, and agree with the CPU's to the last digits. Where an
 # approximation is good enough, a kernel names its intrinsic. The assembler's report (-v) is how spilled registers are noticed.
+OLDEST = 60  # the first that can add doubles in memory
 OPTIONS = ("--std=c++17", "--ptxas-options=-v")
 
 _log = logging.getLogger("s2d")
@@ -67,13 +68,14 @@ def target(capability: int, archs: Sequence[int]) -> str:
         driver of a GPU newer than the compiler makes into machine code when it is loaded.
 
     Raises:
-        ValueError: The GPU is older than what the compiler knows.
+        ValueError: The GPU is older than what the compiler knows, or than what the kernels need.
     """
-    older = [arch for arch in archs if arch <= capability]
+    older = [arch for arch in archs if OLDEST <= arch <= capability]
     if not older:
+        needed = min(arch for arch in archs if arch >= OLDEST)
         raise ValueError(
-            f"The GPU is too old: it has compute capability {capability / 10:.1f}, and the kernels need {min(archs) / 10:.1f} "
-            "(Turing, 2018) or newer. Pass --device cpu."
+            f"The GPU is too old: it has compute capability {capability / 10:.1f}, and the kernels need {needed / 10:.1f} or newer, "
+            "as this NVRTC makes them. Pass --device cpu."
         )
     same = max(older)
     return f"{'sm' if same // 10 == capability // 10 else 'compute'}_{same}"

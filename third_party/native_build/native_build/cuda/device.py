@@ -42,6 +42,8 @@ _GPU_FAILURES = (
     NotEnoughMemory,
     DeviceUnusable,  # what a process that works for this one says of its GPU
 )
+# torch's libraries fail with a RuntimeError like any other: CUBLAS_STATUS_ALLOC_FAILED, cuDNN error: …
+_LIBRARIES = re.compile("CUDA|CUBLAS|CUDNN|cuDNN|CUSOLVER|cusolver")
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ def run_on(choice: Choice, work: Callable[[torch.device], _Result]) -> _Result:
     """
     try:
         return work(choice.device)
-    except _GPU_FAILURES as error:
-        if choice.device.type != "cuda":
+    except (*_GPU_FAILURES, RuntimeError) as error:
+        if choice.device.type != "cuda" or not _of_the_gpu(error):
             raise
         problem = _failure(choice.device, error)
         if choice.asked != "auto":
@@ -152,6 +154,10 @@ def run_on(choice: Choice, work: Callable[[torch.device], _Result]) -> _Result:
     ):  # after some errors the GPU takes no call any more
         torch.cuda.empty_cache()
     return work(torch.device("cpu"))
+
+
+def _of_the_gpu(error: Exception) -> bool:
+    return isinstance(error, _GPU_FAILURES) or bool(_LIBRARIES.search(str(error)))
 
 
 def _failure(device: torch.device, error: Exception) -> str:
