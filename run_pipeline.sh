@@ -38,6 +38,7 @@ refuse() {
 scene='' out='' preset=''
 views=()   # for stage 0 alone: what is kept, novel and test
 common=()  # for every stage
+device=()  # for the evaluation, which takes no more of what the stages have in common
 seed=()    # for the stages that draw random numbers
 train=()   # for the stages that optimise
 rounds=1
@@ -73,7 +74,7 @@ while [ $# -gt 0 ]; do
       [[ $value =~ ^[1-9][0-9]*$ ]] || refuse "--rounds needs a number from 1 on, got $value"
       rounds=$value
       ;;
-    --device) common+=("$flag" "$value") ;;
+    --device) common+=("$flag" "$value") device=("$flag" "$value") ;;
     --seed) seed=("$flag" "$value") ;;
     --keep-indices) # positions may also be separated by spaces
       while [[ ${1:-} =~ ^[0-9,]+$ ]]; do
@@ -153,7 +154,7 @@ for number in $(seq "$rounds"); do
   stage stage3_3dgs_mixed_opt -s "$scene" -m "$out" ${seed[@]+"${seed[@]}"} ${train[@]+"${train[@]}"} ${round[@]+"${round[@]}"}
 done
 printf '\n== evaluate\n' >&2
-run "$python" "$root/tools/evaluate.py" -s "$scene" -m "$out"
+run "$python" "$root/tools/evaluate.py" -s "$scene" -m "$out" ${device[@]+"${device[@]}"}
 
 splat=$(ls -d "$out"/point_cloud/iteration_*/point_cloud.ply | sort -V | tail -n 1)
 printf '\nDone in %d min %02d s.\n  report  %s\n  splat   %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$out/report.html" "$splat"

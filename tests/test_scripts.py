@@ -111,7 +111,7 @@ def test_flags_reach_the_stages_that_take_them(checkout):
         ["stage1_3dgs_init.py", *scene, *seed, *common, "--preset", "tiny"],
         ["stage2_artifact_fix.py", *scene, *common],
         ["stage3_3dgs_mixed_opt.py", *scene, *seed, *common, "--preset", "tiny"],
-        ["evaluate.py", *scene],
+        ["evaluate.py", *scene, "--device", "cpu"],
     ]
     assert "out/x y/report.html" in stdout
     assert "out/x y/point_cloud/iteration_7000/point_cloud.ply" in stdout, "the last one by number"
