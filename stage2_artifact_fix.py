@@ -115,7 +115,7 @@ class Config:
     seed: int = no_effect(0)
     """Seed of the trials' fits and of the adaptation; no fixer draws anything at random."""
     device: str = no_effect("auto")
-    """Where the network runs: auto (a GPU if one can be used, else the CPU), cpu, cuda, cuda:1 ... The analytic fixer takes milliseconds and always runs on the CPU."""
+    """Where the network and the trials' fits run: auto (a GPU if one can be used, else the CPU), cpu, cuda, cuda:1 ... The analytic fixer takes milliseconds and always runs on the CPU."""
     overwrite: bool = no_effect(False)
     """Rebuild a finished stage 2."""
 
