@@ -95,7 +95,7 @@ def fit(
     with cpus_for_kernels():
         while run.step < settings.num_steps:
             set_means_rate(run.optimizer, rates, extent, run.step / settings.num_steps)
-            stand_backdrop(run, views, 0, settings.num_steps)
+            stand_backdrop(run, views.cameras, views.image, 0, settings.num_steps)
             view = view_of(*run.sampler.draw())
             loss = optimise_view(
                 run,
