@@ -120,5 +120,5 @@ def test_learned_exposure_is_taken_out_of_the_photos():
     run.refinement = Refinement(cameras, 1.0, RefinementRates())
     run.refinement._log_gains[1].data.fill_(math.log(2))
     run.step = round(BACKDROP_FROM * 10)
-    stand_backdrop(run, kept, 0, 10)
+    stand_backdrop(run, kept.cameras, kept.image, 0, 10)
     assert float((sh0_to_rgb(run.backdrop.sh0) - 0.3).abs().max()) < 1e-4  # measured 3e-8
