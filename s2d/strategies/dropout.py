@@ -17,7 +17,7 @@ from s2d.device import generator_on
 # Opacity 1e-9: far below 1/255, so it is not drawn.
 LEFT_OUT = -20.0
 # Share of the schedule, at its end, without dropout.
-TAIL = 0.15
+TAIL = 0.05
 
 
 def drop_rate(largest: float, progress: float) -> float:
