@@ -115,7 +115,6 @@ def run_setting(cfg: Config, source: Path, keep: int, network: Lpips | None) -> 
     """Train and score one scene with one number of kept photos, unless this very setting is finished."""
     folder = cfg.out_dir / f"{source.name}_{keep or 'all'}_s{cfg.seed}"
     key = config_to_dict(cfg, only_hashed=True) | {"scenes": source.name, "keep_count": keep}
-    key["full"] = "own picture enlarged"  # scores from before levels were shown so are made anew
     stored = folder / "scores.json"
     if stored.is_file():
         scores = json.loads(stored.read_text("utf-8"))

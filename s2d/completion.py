@@ -56,8 +56,6 @@ def starting_points(
         - how many are guesses
     """
     points, rgbs, confidence = cloud
-    if share == 0:
-        guessed = points[:0], rgbs[:0]
     rows = thin_points(guessed[0], round(share * most))
     chosen = thin_points(points, most - len(rows), confidence)
     return (

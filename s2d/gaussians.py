@@ -83,15 +83,15 @@ def thin_points(
 
     Args:
         points: World positions. [P, 3]
-        max_points: Number of points to keep.
+        max_points: Number of points to keep; 0 keeps none.
         confidence: Larger is better; the first of each run where None. [P]
 
     Returns:
         Row numbers, ascending; all of them if there are no more than `max_points`. [M]
     """
     num = points.shape[0]
-    if num <= max_points:
-        return torch.arange(num)
+    if num <= max_points or max_points == 0:
+        return torch.arange(min(num, max_points))
     low, high = points.amin(0), points.amax(0)
     # 21 bits per axis fill the 63 bits of a positive int64.
     cells = ((points - low).double() / (high - low).double().clamp(min=1e-12) * (2**21 - 1)).long()

@@ -185,5 +185,6 @@ def test_thinning_takes_the_confident_points_and_leaves_small_clouds_alone():
     )
     assert torch.equal(thin_points(points, 5000), torch.arange(5000))
     assert len(thin_points(points, 4999)) == 4999
+    assert len(thin_points(points, 0)) == 0
     # All points in one place still give a choice.
     assert len(thin_points(torch.zeros(10, 3), 4)) == 4

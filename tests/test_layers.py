@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from interrupted_layers import assert_same_bits, train_until
 
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
 from s2d.geometry import look_at
 from s2d.layers import loop as loop_module
-from s2d.layers import training as training_module
 from s2d.layers.density import affordable
 from s2d.layers.foundation import Foundation
 from s2d.layers.levels import gaussians_of_level
@@ -349,28 +349,9 @@ def test_interrupted_layers_end_with_the_same_bits(
     tiny_task, trained, tmp_path, monkeypatch, stop_at
 ):
     """In the first layer, between the two, and in the second."""
-    real_save, real_torch_save = training_module.save_run, training_module.atomic_torch_save
-
-    def save_and_stop(run, path):
-        real_save(run, path)
-        if run.step == stop_at:
-            raise KeyboardInterrupt
-
-    def finish_and_stop(path, state):
-        real_torch_save(path, state)
-        if stop_at == 120:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training_module, "save_run", save_and_stop)
-    monkeypatch.setattr(training_module, "atomic_torch_save", finish_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny_task, tmp_path / "scratch")
-    monkeypatch.undo()
-    layers, run = train(tiny_task, tmp_path / "scratch")
-    for ours, theirs in zip(layers.parts, trained[0].parts, strict=True):
-        for name, tensor in theirs.tensors().items():
-            assert torch.equal(getattr(ours, name), tensor), name
-    assert torch.equal(layers.opacities[1], trained[0].opacities[1])
+    train_until(lambda: train(tiny_task, tmp_path), stop_at, 120, monkeypatch)
+    layers, run = train(tiny_task, tmp_path)
+    assert_same_bits(layers, trained[0])
     assert run.history["loss"] == trained[1].history["loss"]
 
 

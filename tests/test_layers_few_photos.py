@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from interrupted_layers import assert_same_bits, train_until
 
 from s2d import backdrop as backdrop_module
 from s2d.backdrop import NUM
 from s2d.completion import FILL_SHARE
 from s2d.geometry import fibonacci_sphere
-from s2d.layers import training as training_module
 from s2d.layers.options import LayerFlags, LayerPlan, plan_layers
 from s2d.layers.task import LayerTask, TrainedLayers
 from s2d.layers.training import new_rows, train_layers
@@ -120,25 +120,6 @@ def test_what_stands_in_the_way_goes_and_the_foundation_does_not(task, tmp_path,
 @pytest.mark.parametrize("stop_at", [100, 120, 250])
 def test_interrupted_they_end_with_the_same_bits(task, trained, tmp_path, monkeypatch, stop_at):
     """In the first layer in front of its backdrop, between the two, and in the second."""
-    real_save, real_torch_save = training_module.save_run, training_module.atomic_torch_save
-
-    def save_and_stop(run, path):
-        real_save(run, path)
-        if run.step == stop_at:
-            raise KeyboardInterrupt
-
-    def finish_and_stop(path, state):
-        real_torch_save(path, state)
-        if stop_at == 120:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training_module, "save_run", save_and_stop)
-    monkeypatch.setattr(training_module, "atomic_torch_save", finish_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(task, tmp_path / "scratch")
-    monkeypatch.undo()
-    layers, _ = train(task, tmp_path / "scratch")
-    for ours, theirs in zip(layers.parts, trained[0].parts, strict=True):
-        for name, tensor in theirs.tensors().items():
-            assert torch.equal(getattr(ours, name), tensor), name
-    assert torch.equal(layers.opacities[1], trained[0].opacities[1])
+    train_until(lambda: train(task, tmp_path), stop_at, 120, monkeypatch)
+    layers, _ = train(task, tmp_path)
+    assert_same_bits(layers, trained[0])
