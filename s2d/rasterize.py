@@ -101,6 +101,7 @@ def training_view(
     camera: Cameras,
     sh_degree: int | None = None,
     refined: CameraTensors | None = None,
+    drawn_opacity: tuple[Tensor, Tensor] | None = None,  # [N], [N]
 ) -> TrainingView:
     """Render one camera for a training step without autograd through the Gaussians; `TrainingView` has the rest.
 
@@ -109,6 +110,7 @@ def training_view(
         camera: One camera.
         sh_degree: Degree in use; None uses all coefficients.
         refined: Instead of the camera's viewmat and K.
+        drawn_opacity: Opacity logits to render instead of the Gaussians' own, and their derivative by these. [N], [N]
     """
     names = ("means", "log_scales", "quats", "opacity_logits", "sh0", "shN")
     return TrainingView(
@@ -118,6 +120,7 @@ def training_view(
         camera.width,
         camera.height,
         sh_degree=sh_degree,
+        drawn_opacity=drawn_opacity,
     )
 
 

@@ -19,6 +19,7 @@ GROUPS = {
         "--smooth-weight", "0.05", "--grow", "residual", "--prune-floaters", "--smoothing", "--average-last", "0.3",
         "--support", "--prune-support", "0.5", "--max-scale", "0.2", "--max-elongation", "5",
     ],
+    "dropout alone": ["--dropout", "0.2"],
     "mcmc": ["--grow", "mcmc", "--scale-weight", "0.01", "--opacity-weight", "0.01", "--opacity-decay", "0.999", "--support"],
 }  # fmt: skip
 STEPS = 130

@@ -71,19 +71,18 @@ class ActiveStrategies:
         step: int,
     ) -> TrainingView | StrategyView:
         """Render a training view as the strategies want it."""
-        settings = self.settings
+        settings, logits = self.settings, gaussians.opacity_logits
         rate = dropout.drop_rate(settings.dropout, step / self.last_step)
-        if not (
-            rate > 0 or settings.smoothing or settings.scale_weight or self._binocular(camera, step)
-        ):
-            return training_view(gaussians, camera, sh_degree, refined)
+        kept = dropout.draw_kept(logits, rate, self.generator) if rate > 0 else None
+        if not (settings.smoothing or settings.scale_weight or self._binocular(camera, step)):
+            opacity = None if kept is None else dropout.dropped_opacity(logits, kept, rate)
+            return training_view(gaussians, camera, sh_degree, refined, opacity)
         drawn = Gaussians(**gaussians.tensors())
         if settings.smoothing:
             drawn.log_scales, drawn.opacity_logits = smoothing.filtered(
                 drawn.log_scales, drawn.opacity_logits, self._filter(gaussians, step)
             )
-        if rate > 0:
-            kept = dropout.draw_kept(drawn.opacity_logits, rate, self.generator)
+        if kept is not None:
             drawn.opacity_logits = dropout.dropped_logits(drawn.opacity_logits, kept, rate)
         return StrategyView(gaussians, drawn, camera, sh_degree, refined)
 

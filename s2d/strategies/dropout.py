@@ -43,11 +43,29 @@ def dropped_logits(
 ) -> Tensor:
     """Opacity logits for one training render: raised where kept, far below visibility where not. [N]
 
-    With s = softplus(logit) = -log(1 - o) the raised logit is log(exp(s') - 1), s' = s / (1 - r). Differentiable in `opacity_logits`.
+    With s = softplus(logit) = -log(1 - o) the raised logit is s' + log(o'), s' = s / (1 - r). Differentiable in `opacity_logits`.
     """
+    raised, opacities = _raised(opacity_logits, rate)
+    return (raised + opacities.log()).masked_fill(~kept, LEFT_OUT)
+
+
+@torch.no_grad()
+def dropped_opacity(
+    opacity_logits: Tensor,  # [N]
+    kept: Tensor,  # [N] bool
+    rate: float,
+) -> tuple[Tensor, Tensor]:
+    """Return `dropped_logits` and their derivative by `opacity_logits`, o / ((1 - r) o') and 0 where left out. [N], [N]"""
+    raised, opacities = _raised(opacity_logits, rate)
+    slope = torch.sigmoid(opacity_logits) / ((1.0 - rate) * opacities)
+    logits, left_out = raised + opacities.log(), ~kept
+    return logits.masked_fill_(left_out, LEFT_OUT), slope.masked_fill_(left_out, 0.0)
+
+
+def _raised(
+    opacity_logits: Tensor,  # [N]
+    rate: float,
+) -> tuple[Tensor, Tensor]:
+    """-> s' = -log(1 - o') [N], o' [N], of the faintest just not zero"""
     raised = F.softplus(opacity_logits) / (1.0 - rate)
-    return torch.where(
-        kept,
-        raised + torch.log(-torch.expm1(-raised.clamp(min=1e-12))),
-        torch.full_like(raised, LEFT_OUT),
-    )
+    return raised, -torch.expm1(-raised.clamp(min=1e-12))

@@ -1,4 +1,4 @@
-"""A training view by autograd, for strategies that change what is rendered or render more than one picture.
+"""A training view by autograd, for strategies that change shapes, have a loss of parameters, or render more than one picture.
 
 The same interface as the rasteriser's `TrainingView`, and without a strategy the same bits; that one is faster, because gradients never
 leave the cache.

@@ -219,6 +219,7 @@ class EmulatedRender:
             *(getattr(self.scene, name) for name in PARAMETERS),
             *moments,
             self.memory.copy(rates),
+            *(None, None),  # no other opacities than the scene's own
             opacity_penalty,
             0.5 * o.width,
             0.5 * o.height,

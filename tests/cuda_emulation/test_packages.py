@@ -137,8 +137,8 @@ def test_what_a_user_changes_in_place_is_noticed():
 
 
 @pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize("camera_learns", [False, True])
-def test_training_steps_as_on_the_cpu(camera_learns, gpu):
+@pytest.mark.parametrize(("camera_learns", "draws"), [(False, False), (True, False), (False, True)])
+def test_training_steps_as_on_the_cpu(camera_learns, draws, gpu):
     """TrainingView and the optimiser: same parameters, moments, statistics and camera gradients after three steps."""
     ends = {}
     for where in ("cpu", gpu):
@@ -151,7 +151,10 @@ def test_training_steps_as_on_the_cpu(camera_learns, gpu):
                 viewmat, K = training.viewmat(step), training.K.clone()
                 if camera_learns:
                     cameras += [viewmat.requires_grad_(), K.requires_grad_()]
-                view = TrainingView(tensors, viewmat, K, training.WIDTH, training.HEIGHT)
+                drawn = training.drawn_opacity(tensors["opacity_logits"].detach())
+                options = {"drawn_opacity": drawn} if draws else {}
+                size = (training.WIDTH, training.HEIGHT)
+                view = TrainingView(tensors, viewmat, K, *size, **options)
                 training.loss_of(view.rgb, view.alpha, view.depth, step).backward()
                 view.update(optimizer, opacity_penalty=0.01 * step, statistics=statistics)
             if driver:
@@ -249,14 +252,16 @@ def test_the_face_that_3dgs_code_imports(antialiasing, shapes, gpu):
 def test_a_frame_used_on_another_stream_keeps_its_memory():
     with emulated_gpu() as driver:
         tensors = training.leaves(training.scene(20))
-        view = TrainingView(tensors, training.viewmat(0), training.K, 32, 24)
+        drawn = training.drawn_opacity(tensors["opacity_logits"].detach())
+        camera = (training.viewmat(0), training.K, 32, 24)
+        view = TrainingView(tensors, *camera, drawn_opacity=drawn)
         view.rgb.sum().backward()
         driver.stream += 1
         view.update(training.optimizer_of(tensors))
     kept = {tensor.data_ptr() for tensor in driver.recorded}
     used = set(driver.named("rasterize_forward").arguments[5:9])  # background … tile_begin
-    assert len(driver.recorded) == 11
-    assert used <= kept
+    assert len(driver.recorded) == 13
+    assert used | {tensor.data_ptr() for tensor in drawn} <= kept
 
 
 def test_optimizer_of_other_devices_is_refused():

@@ -282,24 +282,32 @@ def parameter_gradients(
 
 
 def update(
-    parameters: SceneTensors,
+    scene: SceneTensors,
     rules: Sequence[AdamRule],
     frame: Frame,
     sums: Tensor,  # [1, N, SPLAT_GRADS]
     with_depth: bool,
     options: RenderOptions,
+    opacity_slope: Tensor | None,  # [N]
     opacity_penalty: float,
     statistics: tuple[Tensor, Tensor] | None,  # [N], [N]
     wants_camera: bool,
 ) -> tuple[Tensor, Tensor] | None:
-    """From the sums of one camera's splats to new parameters, in place. -> gradients of viewmats [1, 4, 4], intrinsics [1, 4]"""
-    n = len(parameters.means)
+    """From the sums of one camera's splats to new parameters, in place. -> gradients of viewmats [1, 4, 4], intrinsics [1, 4]
+
+    `scene` is what was rendered: the parameters, or with `opacity_slope` these with other opacity logits, of that derivative by them.
+    """
+    n = len(scene.means)
+    drawn_opacity = (None, None)
+    if opacity_slope is not None:
+        drawn_opacity = (scene.opacity_logits, opacity_slope)
+        cuda.belongs_to_stream(drawn_opacity, frame.stream)
     rates = torch.tensor(
         [[r.lr, r.beta1, r.beta2, 1 - r.beta1, 1 - r.beta2, r.eps] for r in rules],
         dtype=torch.float64,
     ).float()
     camera_sums = _camera_sums(frame) if wants_camera else None
-    num_coeffs, degree = _scene_numbers(parameters, options)[1:3]
+    num_coeffs, degree = _scene_numbers(scene, options)[1:3]
     kernels().launch(
         "project_update",
         cuda.blocks(n, 128),
@@ -317,7 +325,8 @@ def update(
         *map(_or_null, (rule.param for rule in rules)),
         *map(_or_null, (rule.exp_avg for rule in rules)),
         *map(_or_null, (rule.exp_avg_sq for rule in rules)),
-        cuda.to_gpu(rates, parameters.means.device),
+        cuda.to_gpu(rates, scene.means.device),
+        *drawn_opacity,
         opacity_penalty,
         0.5 * options.width,
         0.5 * options.height,

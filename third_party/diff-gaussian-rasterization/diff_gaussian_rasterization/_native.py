@@ -82,8 +82,7 @@ AdamArgs = _struct(
 )
 UpdateArgs = _struct(
     "UpdateArgs",
-    ("tensors", _P),
-    ("radii", _P),
+    *((name, _P) for name in ("tensors", "radii", "opacity_slope")),
     *((name, ctypes.c_float) for name in ("opacity_penalty", "scale_x", "scale_y")),
     *((name, _P) for name in ("grad_sum", "num_views", "viewmat", "intrinsics")),
 )

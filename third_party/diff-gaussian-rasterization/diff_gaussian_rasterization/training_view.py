@@ -53,6 +53,7 @@ class TrainingView:
         *,
         sh_degree: int | None = None,
         background: Tensor | None = None,  # [3]
+        drawn_opacity: tuple[Tensor, Tensor] | None = None,  # [N], [N]
     ) -> None:
         """Render.
 
@@ -61,9 +62,11 @@ class TrainingView:
             viewmat, K: As in `rasterize_gaussians_raw`, of one camera. Where one requires grad, `update` carries the gradient on to
                 it and to what it was made of.
             width, height, sh_degree, background: As in `rasterize_gaussians_raw`.
+            drawn_opacity: Opacity logits to render instead of the parameters' own, of which they are a function Gaussian by
+                Gaussian, and its derivative: `update` goes back through it. [N], [N]
 
         Raises:
-            ValueError: As `rasterize_gaussians_raw`; or a tensor is missing or not contiguous.
+            ValueError: As `rasterize_gaussians_raw`; or a tensor is missing or not contiguous; wrong drawn_opacity.
         """
         missing = [name for name in PARAMETERS if name not in parameters]
         if missing:
@@ -79,6 +82,12 @@ class TrainingView:
         self._scene = SceneTensors(**self._parameters)
         self._options = raw_options(self._scene, width, height, sh_degree)
         means = self._scene.means
+        self._opacity_slope = None
+        if drawn_opacity is not None:
+            for name, tensor in zip(("drawn logits", "opacity slope"), drawn_opacity, strict=True):
+                check_tensor(name, tensor, (len(means),), means.device)
+            logits, self._opacity_slope = (tensor.contiguous() for tensor in drawn_opacity)
+            self._scene = self._scene._replace(opacity_logits=logits)
         background = means.new_zeros(3) if background is None else background
         self._viewmat, self._K = viewmat, K
         cameras = (viewmat[None], K[None], background)
@@ -110,7 +119,7 @@ class TrainingView:
 
         Args:
             optimizer: Holds exactly the parameters of this view. Rows that the view does not see (radii 0) stay as they are.
-            opacity_penalty: As if the loss had this times the mean opacity; then all rows are updated.
+            opacity_penalty: As if the loss had this times the mean opacity, of the parameters; then all rows are updated.
             statistics: Sums of the length of each visible Gaussian's 2D gradient, in half image sizes (3DGS's normalised device
                 units), and the number of views that saw it: both are added to, float32. [N], [N]
 
@@ -157,6 +166,7 @@ class TrainingView:
         update = _native.UpdateArgs(
             tensors=ctypes.addressof(tensors),
             radii=self.radii.data_ptr(),
+            opacity_slope=_native.pointer(self._opacity_slope),
             opacity_penalty=opacity_penalty,
             scale_x=0.5 * self._options.width,
             scale_y=0.5 * self._options.height,
@@ -192,6 +202,7 @@ class TrainingView:
             sums,
             gradients[2] is not None,
             self._options,
+            self._opacity_slope,
             opacity_penalty,
             statistics,
             self._viewmat.requires_grad or self._K.requires_grad,

@@ -172,6 +172,7 @@ struct GradientArgs {
 struct UpdateArgs {
   const AdamTensor* tensors;  // [6] means, log_scales, quats, opacity_logits, sh0, shN; their grad is not read
   const int32_t* radii;       // [N] rows with 0 are left alone
+  const float* opacity_slope;  // [N] derivative of the scene's opacity logits by the tensors'; null = they are the same
   float opacity_penalty;      // the loss has this times the mean opacity; if > 0, all rows are updated
   float scale_x, scale_y;     // of the 2D gradients in the statistics
   float *grad_sum, *num_views;  // [N] where radii > 0: += length of the 2D gradient, += 1; null = not wanted

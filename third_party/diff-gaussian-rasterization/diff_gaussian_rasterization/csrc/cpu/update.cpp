@@ -36,6 +36,14 @@ GradientArgs chunk_gradients(const AdamTensor* tensors, const float** grads) {
   return out;
 }
 
+// From the logits that were drawn to the parameters that they were made of.
+void apply_opacity_slope(const float* slope, int64_t begin, int64_t end, float* grad) {
+  for (int64_t g = begin; g < end; ++g) {
+    const float d = slope[g] * grad[g - begin];
+    grad[g - begin] = __builtin_isfinite(d) ? d : 0.0f;
+  }
+}
+
 void add_opacity_penalty(const UpdateArgs& update, int64_t n, int64_t begin, int64_t end, float* grad) {
   for (int64_t g = begin; g < end; ++g) {
     const float opacity = 1.0f / (1.0f + std::exp(-update.tensors[OPACITY_LOGITS].param[g]));
@@ -74,6 +82,7 @@ void backward_update(Frame& frame, const SceneArgs& scene, const UpdateArgs& upd
     const float* grads[NUM_TENSORS];
     const GradientArgs gradients = chunk_gradients(update.tensors, grads);
     backward_rows(frame, scene, gradients, with_depth, begin, end, begin, camera_sums);
+    if (update.opacity_slope) apply_opacity_slope(update.opacity_slope, begin, end, gradients.opacity_logits);
     const bool all = update.opacity_penalty > 0.0f;
     if (all) add_opacity_penalty(update, n, begin, end, gradients.opacity_logits);
     if (update.grad_sum) add_statistics(update, begin, end, gradients.means2d);

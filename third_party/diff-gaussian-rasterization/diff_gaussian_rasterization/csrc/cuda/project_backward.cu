@@ -31,6 +31,8 @@
 //   means, log_scales, quats, opacity_logits, sh0, shN          in/out as above, shN 0 where K = 1
 //   then exp_avg of these six, then exp_avg_sq of these six     in/out, same shapes
 //   rates            [6, 6] on the device: a row per tensor of lr, beta1, beta2, 1 - beta1, 1 - beta2, eps, each rounded from float64
+//   drawn_logits     [N] what project_forward took for opacity_logits, or 0: these themselves
+//   opacity_slope    [N] derivative of drawn_logits by opacity_logits; 0 exactly where drawn_logits is
 //   opacity_penalty  float32; > 0: all rows are updated, else those with radii > 0
 //   scale_x, scale_y float32 of the 2D gradients in the statistics
 //   grad_sum         in/out [N] or 0
@@ -262,14 +264,16 @@ extern "C" __global__ void __launch_bounds__(128) project_update(
     const float* __restrict__ K, const int* __restrict__ radii, const float* __restrict__ splat_grads, float* means,
     float* log_scales, float* quats, float* opacity_logits, float* sh0, float* shN, float* m_means, float* m_log_scales,
     float* m_quats, float* m_opacity_logits, float* m_sh0, float* m_shN, float* v_means, float* v_log_scales, float* v_quats,
-    float* v_opacity_logits, float* v_sh0, float* v_shN, const float* __restrict__ rates, float opacity_penalty, float scale_x,
-    float scale_y, float* __restrict__ grad_sum, float* __restrict__ num_views, double* __restrict__ camera_sums) {
+    float* v_opacity_logits, float* v_sh0, float* v_shN, const float* __restrict__ rates, const float* __restrict__ drawn_logits,
+    const float* __restrict__ opacity_slope, float opacity_penalty, float scale_x, float scale_y, float* __restrict__ grad_sum,
+    float* __restrict__ num_views, double* __restrict__ camera_sums) {
   using namespace s2d;
   __shared__ Camera camera;
   __shared__ __align__(16) float coeffs[PROJECT_WARPS][WARP * MAX_ROW];
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int64 index = static_cast<int64>(blockIdx.x) * PROJECT_THREADS + threadIdx.x, first = index - lane;
-  const Scene scene = {num_coeffs, degree, false, 1.0f, means, log_scales, quats, opacity_logits, sh0, shN, nullptr, nullptr};
+  const Scene scene = {num_coeffs, degree, false, 1.0f, means, log_scales, quats, drawn_logits ? drawn_logits : opacity_logits, sh0,
+                       shN, nullptr, nullptr};
   const bool has_rows = num_coeffs > 1;
   const RowLayout layout(has_rows ? scene.row_width() : 1);
   float* my_coeffs = coeffs[warp] + layout.begin(lane);
@@ -287,6 +291,7 @@ extern "C" __global__ void __launch_bounds__(128) project_update(
     load_gaussian(scene, index, gaussian);
     add_view(camera, scene, index, gaussian, splat_grads + NUM_SUMS * index, false, false, with_depth, my_coeffs, my_coeffs, false,
              grads, camera_grads);
+    if (opacity_slope) grads.opacity = finite_or_zero(opacity_slope[index] * grads.opacity);
     if (grad_sum) add_statistics(grads, index, scale_x, scale_y, grad_sum, num_views);
   } else if (has_rows && opacity_penalty > 0.0f) {
     for (int k = 0; k < layout.width; ++k) my_coeffs[k] = 0.0f;
