@@ -1,6 +1,7 @@
 """Calibration on synthetic fixers whose worth is known: perfect, harmful, useless, good in one region and bad in another."""
 
 import json
+import math
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -154,6 +155,31 @@ def test_a_fixer_that_changes_nothing_is_off():
     calibration = calibrate(trials(lambda one, _: one.rendered))
     assert calibration.level == "off" and calibration.kept_share == 0
     assert calibration.psnr_fixed == calibration.psnr_rendered
+    assert calibration.describe().startswith("off: in 3 trials the fixer changed nothing")
+
+
+def test_trials_that_the_fixer_left_alone_say_nothing():
+    """Two views without guidance, as leave-one-out of three photos often has: neither a gain of 0 nor a certain one."""
+    prior = Expectation(gain=0.3, spread=0.8, share=1.0)
+    untouched = trials(lambda one, _: one.rendered)
+    calibration = calibrate(untouched, prior)
+    assert calibration.is_used and set(calibration.shares) == {1.0}
+    assert calibration.gain_believed == 0.3 and calibration.gain_error is None
+    known = [
+        *untouched[:2],
+        replace(untouched[2], fixed=untouched[2].truth.lerp(untouched[2].rendered, 0.5)),
+    ]
+    calibration = calibrate(known, prior)
+    gain = 20 * math.log10(2)  # half of the error is gone
+    expected = (gain * 0.8**2 + 0.3 * 1.0) / (0.8**2 + 1.0)
+    assert calibration.gain_believed == pytest.approx(
+        expected, rel=1e-4
+    )  # 2e-6: colours in float32
+    harmful = [
+        *untouched[:2],
+        replace(untouched[2], fixed=2 * untouched[2].rendered - untouched[2].truth),
+    ]
+    assert not calibrate(harmful, prior).is_used
 
 
 def test_confidence_falls_with_the_error_that_is_to_be_expected():

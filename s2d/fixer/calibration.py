@@ -39,6 +39,8 @@ SMALL_CLASS = 0.005
 # A fixer must be believed to gain this many dB; chance alone makes as much.
 MIN_GAIN = 0.05
 MIN_MSE = 1e-10  # as the PSNR that is reported
+# Standard error of a gain that one trial alone tells of, dB. An assumption: one view of which much is unseen moves a mean by as much.
+LONE_ERROR = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,10 @@ class Expectation:
     share: float = 0.0
     """Share of its change that is kept where the trials say nothing clear, in [0, 1]."""
 
-    def believed(self, gain: float, error: float) -> float:
-        """The gain to believe in where trials gained `gain` with a standard error of `error`, dB."""
+    def believed(self, gain: float, error: float | None) -> float:
+        """The gain to believe in where trials gained `gain` with a standard error of `error` (None: no trial tells), dB."""
+        if error is None:
+            return self.gain
         return (gain * self.spread**2 + self.gain * error**2) / (self.spread**2 + error**2)
 
 
@@ -76,8 +80,8 @@ class Calibration:
     """The same of the fixer's own result."""
     psnr_kept: float
     """The same of the calibrated one, on trials that the shares were not learned from; at `off` of what was refused."""
-    gain_error: float
-    """Standard error of `psnr_kept - psnr_rendered`."""
+    gain_error: float | None
+    """Standard error of the mean gain over the trials that the fixer changed, dB; None if it changed none."""
     gain_believed: float
     """What is made of the two and of what is expected of the fixer, dB; decides whether it is used."""
     kept_share: float
@@ -96,6 +100,8 @@ class Calibration:
                 f"fixer on {trials}: {self.psnr_rendered:.2f} → {self.psnr_kept:.2f} dB, keeps {self.kept_share:.0%} of its change "
                 f"(as it is: {self.psnr_fixed:.2f} dB; believed to gain {self.gain_believed:.2f} dB)"
             )
+        if self.gain_error is None:
+            return f"off: in {trials} the fixer changed nothing, and nothing else speaks for it; the renders are kept as they are"
         return (
             f"off: on {trials} the fixer turns {self.psnr_rendered:.2f} dB into {self.psnr_fixed:.2f}, and the best part of its change "
             f"gains {gain:+.2f} ± {self.gain_error:.2f} dB, of which {self.gain_believed:+.2f} is believed; the renders are kept as they are"
@@ -201,8 +207,10 @@ def calibrate(trials: Sequence[Trial], expected: Expectation | None = None) -> C
         held_out[level] = _without_losing_regions(sums, held_out[level])
     gains = {level: _gains(sums, shares) for level, shares in held_out.items()}
     level = max(LEVELS, key=lambda level: float(gains[level].mean()))  # of equals the simpler
-    gain = float(gains[level].mean())
-    gain_error = float(gains[level].std() / math.sqrt(len(gains[level])))
+    # A view that the fixer leaves alone (too little guidance, mostly) says nothing of what it is worth where it does not.
+    told = gains[level][sums[..., 1].sum((1, 2)) > 0]
+    gain = float(told.mean()) if len(told) else 0.0
+    gain_error = _standard_error(told)
     believed = expected.believed(gain, gain_error)
     used = believed > MIN_GAIN
     kept = held_out[level] if used else torch.zeros_like(held_out[level])
@@ -250,6 +258,13 @@ def _without_losing_regions(sums: Tensor, shares: Tensor) -> Tensor:
 def _gains(sums: Tensor, shares: Tensor) -> Tensor:
     """PSNR of each trial with its shares over that of the render, dB. [T]"""
     return _psnrs(sums, shares) - _psnrs(sums, torch.zeros_like(shares))
+
+
+def _standard_error(gains: Tensor) -> float | None:
+    """Of the mean of some gains [T], dB; None where there are none."""
+    if len(gains) < 2:
+        return LONE_ERROR if len(gains) else None
+    return float(gains.std() / math.sqrt(len(gains)))
 
 
 def _psnrs(sums: Tensor, shares: Tensor) -> Tensor:
