@@ -1,5 +1,7 @@
 """Stage 1: fit 3D Gaussians to the kept photos, then render every novel camera: images with artifacts.
 
+With --ensemble the scene is fitted several times, and the renders are the mean of all models'; the first one is the scene that is saved.
+
 Reads   SCENE (-s) kept photos; OUT/stage0/ split.json, novel_cameras.json, points.ply, depth/
 Writes  OUT/stage1/ renders/<name>.png, kept_cameras.json, train_indices.txt, novel_indices.txt, image_names.txt, history.json; with --init hier and depth also layers/
         OUT/chkpnt_stage1_<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json
@@ -9,6 +11,7 @@ Example
     python stage1_3dgs_init.py -s demo/study -m out/demo --preset tiny      # seconds: to see that it runs
 """
 
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +26,7 @@ from s2d.completion import FILL_SHARE, hole_points, starting_points
 from s2d.config import no_effect, run_script
 from s2d.depth_io import known_depths, read_depth
 from s2d.device import choose_device, run_on
+from s2d.ensemble import mean_pictures, member_seed
 from s2d.files import atomic_write_json, atomic_write_text
 from s2d.gaussians import Gaussians, gaussians_from_points, save_checkpoint
 from s2d.hier.initialise import hier_start
@@ -74,6 +78,8 @@ class Config:
     """With --init hier: weights as tools/train_hier_init.py writes them. Default: those that come with S2D."""
     max_init_points: int = 40_000
     """Start with at most this many Gaussians; a larger cloud is thinned evenly. More is sharper and slower."""
+    ensemble: int = 1
+    """Fit so many models, which differ in their seed; the novel renders are their mean, which is nearer to the truth than each. Stage 3 goes on from the first one."""
     fill_share: float = FILL_SHARE
     """Share of these that may stand where stage 0 has no depth, on a smooth continuation: what only one photo shows. 0 disables. Only with --init points."""
     init_opacity: float = 0.1
@@ -158,11 +164,38 @@ def make(
 ) -> None:
     """Do the stage's work on a device, from the last checkpoint if there is one."""
     with stage.timer("optimise"):
-        run = optimise(cfg, stage, stage0, kept, device)
-    novel = follow_refinement(novel, kept.cameras, run.refinement)
+        run = optimise(cfg, 0, stage, stage0, kept, device)
+    renders = stage.dir / "renders"
+    followed = follow_refinement(novel, kept.cameras, run.refinement)
     with stage.timer("render"):
-        render_views(run.scene, novel, stage.dir / "renders")
-    write_outputs(cfg, stage, run, split, kept, novel)
+        render_views(run.scene, followed, renders)
+    if cfg.ensemble > 1:
+        with stage.timer("ensemble"):
+            others = [
+                render_member(cfg, member, stage, stage0, kept, novel, device)
+                for member in range(1, cfg.ensemble)
+            ]
+            mean_pictures([renders, *others], renders)
+    write_outputs(cfg, stage, run, split, kept, followed)
+
+
+def render_member(
+    cfg: Config,
+    member: int,
+    stage: Stage,
+    stage0: Manifest,
+    kept: Scene,
+    novel: Cameras,
+    device: torch.device,
+) -> Path:
+    """Fit one more model of the ensemble and render it; returns the folder, which an interrupted run may have left."""
+    folder = stage.scratch / f"renders_{member}"
+    if not folder.is_dir():
+        unfinished = folder.with_name(f"{folder.name}.partial")
+        run = optimise(cfg, member, stage, stage0, kept, device)
+        render_views(run.scene, follow_refinement(novel, kept.cameras, run.refinement), unfinished)
+        os.replace(unfinished, folder)
+    return folder
 
 
 def check_config(cfg: Config) -> None:
@@ -171,6 +204,7 @@ def check_config(cfg: Config) -> None:
     check_range("checkpoint_every", cfg.checkpoint_every, 1)
     check_range("max_init_points", cfg.max_init_points, 1)
     check_range("sh_degree", cfg.sh_degree, 0, 3)
+    check_range("ensemble", cfg.ensemble, 1)
     check_range("init_opacity", cfg.init_opacity, 0.01, 0.99)
     check_range("fill_share", cfg.fill_share, 0, below=1)
     cfg.strategy.check()
@@ -179,14 +213,16 @@ def check_config(cfg: Config) -> None:
 
 
 def optimise(
-    cfg: Config, stage: Stage, stage0: Manifest, kept: Scene, device: torch.device
+    cfg: Config, member: int, stage: Stage, stage0: Manifest, kept: Scene, device: torch.device
 ) -> TrainingRun:
-    """Fit Gaussians on the points of stage 0 to the kept photos."""
-    checkpoint = stage.scratch / "run.pth"
+    """Fit Gaussians on the points of stage 0 to the kept photos: a model of the ensemble."""
+    checkpoint = stage.scratch / ("run.pth" if member == 0 else f"run_{member}.pth")
+    seed = member_seed(cfg.seed, member)
+    title = "stage 1" if member == 0 else f"model {member + 1} of {cfg.ensemble}"
     rates = LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means)
     policy = cfg.strategy.densify_policy(cfg.densify, cfg.densify_grad_threshold, cfg.max_gaussians)
     sh_degree = cfg.strategy.sh_degree(cfg.sh_degree, len(kept))
-    sampler = ViewSampler(kept.cameras.names, seed=cfg.seed)
+    sampler = ViewSampler(kept.cameras.names, seed=seed)
     refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
     most, sizes = max(cfg.max_gaussians, cfg.max_init_points), kept.cameras.sizes
     memory = TrainingMemory(
@@ -202,7 +238,7 @@ def optimise(
     else:
         gaussians = initial_gaussians(cfg, stage, stage0, kept, cloud, sh_degree, device)
         extent = scene_extent(kept.cameras, cloud.points)
-        run = start_run(gaussians, rates, extent, sampler, cfg.seed)
+        run = start_run(gaussians, rates, extent, sampler, seed)
         if refined.any:
             cameras = kept.cameras
             if cfg.optim_pose:
@@ -211,8 +247,8 @@ def optimise(
 
     num_steps = cfg.sample_iteration
     depth_of = partial(read_depth, stage0.dir)
-    use_strategies(run, cfg.strategy, kept, cloud.points, depth_of, num_steps, cfg.seed)
-    with cpus_for_kernels(), progress(num_steps, "stage 1", start=run.step) as bar:
+    use_strategies(run, cfg.strategy, kept, cloud.points, depth_of, num_steps, seed)
+    with cpus_for_kernels(), progress(num_steps, title, start=run.step) as bar:
         while run.step < num_steps:
             set_means_rate(run.optimizer, rates, run.scene_extent, run.step / num_steps)
             if cfg.backdrop:
@@ -229,7 +265,8 @@ def optimise(
             refine_cameras(run, run.step / num_steps)
             control_density(run, policy, 0, num_steps)
             record(run, loss)
-            if run.step % cfg.checkpoint_every == 0 and run.step < num_steps:
+            # Also the last one: what has been fitted stays, while the rest of the ensemble is.
+            if run.step % cfg.checkpoint_every == 0 or run.step == num_steps:
                 save_run(run, checkpoint)
             bar.update(run.step, loss=loss, gaussians=run.gaussians.num)
     finish_run(run)

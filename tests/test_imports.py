@@ -44,6 +44,7 @@ LAYERS = [
         "views",
         "completion",
         "renders",
+        "ensemble",
     },
     {
         "guidance",

@@ -1,0 +1,35 @@
+"""Several models of the same photos, alike but for their seed: where the photos do not decide, each errs in its own way.
+
+The mean of M models' pictures keeps their common error and 1 / M of the variance that the seed alone causes (bagging, Breiman 1996). Stage 2
+repairs that mean and stage 3 trains one model on it, so that one model learns what several agree on.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from s2d.images import image_writer, list_images, read_image
+
+# Far enough apart that neither a few seeds of one's own nor their members ever meet.
+SEED_STEP = 10_007
+
+
+def member_seed(seed: int, member: int) -> int:
+    """Seed of a model of the ensemble; the first one's is the stage's own."""
+    return seed + SEED_STEP * member
+
+
+def mean_pictures(folders: Sequence[Path], out: Path) -> None:
+    """Write the mean of equally named pictures of several folders, as PNGs.
+
+    Args:
+        folders: At least one; the names are those of the first one's pictures.
+        out: Folder to write to; may be one of them.
+
+    Raises:
+        FileNotFoundError: A folder lacks one of the pictures.
+    """
+    with image_writer() as write:
+        for name in list_images(folders[0]):
+            write(out / name, torch.stack([read_image(path / name) for path in folders]).mean(0))
