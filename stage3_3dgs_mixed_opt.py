@@ -90,7 +90,7 @@ class StageFlags:
     """The scene that stage 0 was run on."""
     model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
     """Output folder OUT; stages 0 to 2 must have finished there."""
-    iterations: int = 6000
+    iterations: int = 8000
     """Last step, counted on from stage 1's. With --layers, --layer-iters counts instead."""
     pseudo_views: bool = True
     """Train on stage 2's fixed views as well. Without them stage 2 is not needed."""

@@ -1,10 +1,11 @@
-"""What is each part worth: stages 1 and 3 with named variants of their settings, over scenes, numbers of kept views and seeds.
+"""What is each part worth: stages 1 to 3 with named variants of their settings, over scenes, numbers of kept views and seeds.
 
 Every variant runs on the same stage 0 and with the same seeds, and is compared with the variant `default` of the same scene, so that what is easy
-or hard about a scene cancels out. What is finished is not run again; the tables hold every run that is there.
+or hard about a scene cancels out; one that changes nothing of stage 1 goes on from the default's. What is finished is not run again; the tables
+hold every run that is there.
 
 Reads   $S2D_DATA/scenes/<scene> (or --data-dir), configs/quality/<variants>.yaml
-Writes  OUT_DIR/<scene>_<kept>_s<seed>/base, …/<variant>: model folders, and scores.json in each; prints two tables (--table FILE: Markdown)
+Writes  OUT_DIR/<scene>_<kept>_s<seed>/base, …/<variant>: model folders, and scores.json in each; prints tables (--table FILE: Markdown)
 
 Example
     python tools/benchmark.py quality                                             # days on 2 cores: all scenes, 3 6 9 kept, 2 seeds
@@ -15,10 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import statistics
+import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -29,10 +31,13 @@ import stage0_point_guidance as stage0
 import stage1_3dgs_init as stage1
 import stage2_artifact_fix as stage2
 import stage3_3dgs_mixed_opt as stage3
-from benchmarks.results import Setting, find_scenes, markdown
+from benchmarks.fixer import parse_weights
+from benchmarks.quality_tables import DEFAULT, Scores, tables
+from benchmarks.results import Setting, find_scenes
 from s2d.checks import check_range
 from s2d.config import CONFIG_DIR, parse_config
 from s2d.files import atomic_write_json, atomic_write_text
+from s2d.fixer import choice
 from s2d.gaussians import Gaussians
 from s2d.layers.score import score_views
 from s2d.log import logger
@@ -40,10 +45,7 @@ from s2d.metrics import Lpips, Metrics, load_lpips
 from s2d.model_folder import point_cloud_name
 from s2d.scene import load_scene
 from s2d.split import Split
-from s2d.stage_io import require_stage
-
-DEFAULT = "default"
-METRICS = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS", 3)}
+from s2d.stage_io import Manifest, require_stage
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Quality:
     """Run variants of the stages' settings over scenes, view counts and seeds, and compare each with the defaults."""
 
     variants: str = "strategies"
-    """A name in configs/quality/, or a file of your own: variant → flags of stages 1 and 3."""
+    """A name in configs/quality/, or a file of your own: variant → flags of stages 1, 2 and 3."""
     only: tuple[str, ...] = ()
     """Only these variants (and the default). Without: all of the file."""
     scenes: tuple[str, ...] = ("all",)
@@ -61,7 +63,9 @@ class Quality:
     seeds: tuple[int, ...] = (0, 1)
     """Seeds of all stages."""
     last_stage: Literal[1, 3] = 3
-    """1: score stage 1. 3: go on through stage 2 (the analytic mix, without trials) and score stage 3."""
+    """1: score stage 1. 3: go on through stage 2 and score stage 3, too."""
+    weights: tuple[str, ...] = ()
+    """Compact weights and the scenes that they never saw, FILE:SCENE,SCENE: stage 2 repairs with them, and tries them as it does those that come with S2D. Without: the analytic mix, without trials."""
     scale: float = 1.0
     """Share of the default numbers of steps and of Gaussians: smaller is faster, and says less about the defaults."""
     max_side: int = 640
@@ -74,10 +78,6 @@ class Quality:
     """Folder for the runs."""
     table: Path | None = None
     """Also write the tables here, as Markdown."""
-
-
-# Of every setting: variant → scores of each seed, in the order of the seeds that are there.
-Scores = dict[Setting, dict[str, dict[int, dict[str, Any]]]]
 
 
 def main(cfg: Quality) -> str:
@@ -120,12 +120,12 @@ def read_variants(cfg: Quality) -> dict[str, dict[str, Any]]:
     content = yaml.safe_load(path.read_text("utf-8"))
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise ValueError(f"{path}: expected lines `variant: {{flag: value}}`.")
-    known = flags_of(stage1.Config) | flags_of(stage3.Config)
+    known = flags_of(stage1.Config) | flags_of(stage2.Config) | flags_of(stage3.Config)
     for variant, flags in content.items():
         unknown = [key for key in flags if key not in known]
         if unknown:
             raise ValueError(
-                f"{path}: {variant}: neither stage 1 nor stage 3 has a flag {unknown[0]}. See docs/strategies.md."
+                f"{path}: {variant}: none of stages 1, 2 and 3 has a flag {unknown[0]}. See docs/strategies.md."
             )
     missing = [name for name in cfg.only if name not in content]
     if missing:
@@ -196,7 +196,8 @@ def run_variant(
     network: Lpips | None,
 ) -> dict[str, Any]:
     """Run one variant, unless it is finished with these very settings; returns its scores, means over the test views."""
-    base, out = (setting.folder(cfg.out_dir, seed) / name for name in ("base", variant))
+    folder = setting.folder(cfg.out_dir, seed)
+    base, first, out = (folder / name for name in ("base", DEFAULT, variant))
     key = {
         "flags": dict(flags),
         "scale": cfg.scale,
@@ -204,6 +205,9 @@ def run_variant(
         "last_stage": cfg.last_stage,
         "lpips": cfg.lpips,
     }
+    fixer = fixer_of(cfg, setting.scene)
+    if fixer is not None:
+        key["weights"] = str(fixer)
     path = out / "scores.json"
     if path.is_file():
         known = json.loads(path.read_text("utf-8"))
@@ -226,19 +230,77 @@ def run_variant(
         (out / "stage0").symlink_to(Path("..") / "base" / "stage0")
     started = time.monotonic()
     common = {"source": source, "model_dir": out, "seed": seed, "overwrite": True}
-    last = train(stage1, cfg, common, flags)
+    if variant != DEFAULT and not flags_of(stage1.Config) & set(flags):
+        last = share_stage1(first, out)
+    else:
+        last = train(stage1, cfg, common, flags)
+    found: dict[str, Any] = {"key": key}
     if cfg.last_stage == 3:
-        fixer = {"fixer": "analytic", "trial_views": 0}
-        run_script(stage2, {"model_dir": out, "overwrite": True, **fixer})
+        found["stage1"] = score(out, source, last.info["iteration"], network)
+        repair(out, fixer, seed, flags)
         last = train(stage3, cfg, common, flags)
-    found = {
-        "key": key,
+    found |= {
         "num_gaussians": last.info["num_gaussians"],
         "seconds": time.monotonic() - started,
         **score(out, source, last.info["iteration"], network),
     }
     atomic_write_json(path, found)
     return found
+
+
+def fixer_of(cfg: Quality, scene: str) -> Path | None:
+    """The compact weights that have not seen a scene; None: the analytic mix.
+
+    Raises:
+        ValueError: There are weights, but none for this scene.
+    """
+    if not cfg.weights:
+        return None
+    files = [file for file, scenes in parse_weights(cfg.weights).items() if scene in scenes]
+    if not files:
+        raise ValueError(f"--weights names none for {scene}. Add FILE:{scene}.")
+    return files[0]
+
+
+def share_stage1(first: Path, out: Path) -> Manifest:
+    """Give a variant the default's stage 1, of which it changes nothing."""
+    shared = require_stage(first, "stage1")
+    mine = out / "stage1"
+    if mine.is_symlink() or not mine.exists():
+        mine.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(mine)
+    mine.symlink_to(Path("..") / first.name / "stage1")
+    for path in shared.extras:
+        link = out / path.relative_to(first)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        os.link(path, link)  # stages replace files as a whole, so that links are as good as copies
+    return require_stage(out, "stage1")
+
+
+def repair(out: Path, weights: Path | None, seed: int, flags: Mapping[str, Any]) -> None:
+    """Run stage 2 with those of the flags that it has; the weights are for the compact fixer."""
+    known = flags_of(stage2.Config)
+    mine = {name: value for name, value in flags.items() if name in known}
+    common = {"model_dir": out, "seed": seed, "overwrite": True}
+    if weights is None:
+        run_script(stage2, {**common, "fixer": "analytic", "trial_views": 0, **mine})
+    elif mine.get("fixer", "compact") != "compact":
+        run_script(stage2, {**common, **mine})
+    else:
+        with shipped(weights):
+            run_script(stage2, {**common, "weights": weights, **mine})
+
+
+@contextmanager
+def shipped(weights: Path) -> Iterator[None]:
+    """Take weights for those that come with S2D: of unknown ones trials expect less."""
+    before, choice.SHIPPED_WEIGHTS = choice.SHIPPED_WEIGHTS, weights
+    try:
+        yield
+    finally:
+        choice.SHIPPED_WEIGHTS = before
 
 
 def train(script: Any, cfg: Quality, common: Mapping[str, Any], flags: Mapping[str, Any]) -> Any:
@@ -263,98 +325,3 @@ def score(out: Path, source: Path, step: int, network: Lpips | None) -> Metrics:
         Gaussians.load_ply(out / point_cloud_name(step)), test, scene, 1.0, network
     )
     return {"lpips": None} | scores
-
-
-# ---------------------------------------------------------------------------------------------------------------- tables
-
-
-def tables(scores: Scores) -> str:
-    """Two tables in Markdown: each variant's means, and its difference to the default on every setting."""
-    return f"{mean_table(scores)}\n\n{paired_table(scores)}\n"
-
-
-def mean_table(scores: Scores) -> str:
-    """Per variant the mean over settings ± the mean deviation over seeds, for the settings on which every variant has run."""
-    variants = list(dict.fromkeys(name for runs in scores.values() for name in runs))
-    complete = [setting for setting, runs in scores.items() if set(variants) <= set(runs)]
-    rows = []
-    for variant in variants:
-        row = [variant]
-        for metric, (_, digits) in METRICS.items():
-            runs = [list(scores[setting][variant].values()) for setting in complete]
-            row.append(mean_cell([[run[metric] for run in seeds] for seeds in runs], digits))
-        counts = [
-            run["num_gaussians"]
-            for setting in complete
-            for run in scores[setting][variant].values()
-        ]
-        rows.append([*row, f"{statistics.fmean(counts):,.0f}" if counts else "–"])
-    head = ["variant", *(title for title, _ in METRICS.values()), "Gaussians"]
-    where = ", ".join(map(str, complete))
-    return f"Means over {len(complete)} settings ({where}).\n\n" + table_text(head, rows)
-
-
-def mean_cell(values: Sequence[Sequence[float | None]], digits: int) -> str:
-    """Mean over settings of the means over seeds; ± the mean over settings of the standard deviation over seeds, if there are several."""
-    known = [[value for value in seeds if value is not None] for seeds in values]
-    known = [seeds for seeds in known if seeds]
-    if not known:
-        return "–"
-    text = f"{statistics.fmean(map(statistics.fmean, known)):.{digits}f}"
-    deviations = [statistics.stdev(seeds) for seeds in known if len(seeds) > 1]
-    return f"{text} ± {statistics.fmean(deviations):.{digits}f}" if deviations else text
-
-
-def paired_table(scores: Scores) -> str:
-    """Difference to the default of the same setting and seed: PSNR in dB per setting; then the means, their standard error, and LPIPS."""
-    variants = [
-        name
-        for name in dict.fromkeys(name for runs in scores.values() for name in runs)
-        if name != DEFAULT
-    ]
-    rows = []
-    for variant in variants:
-        gains = {setting: paired(runs, variant, "psnr") for setting, runs in scores.items()}
-        known = [gain for gain in gains.values() if gain is not None]
-        lpips = [
-            gain for runs in scores.values() if (gain := paired(runs, variant, "lpips")) is not None
-        ]
-        rows.append(
-            [
-                variant,
-                *("–" if gain is None else f"{gain:+.2f}" for gain in gains.values()),
-                difference_cell(known, 2),
-                f"{sum(gain > 0 for gain in known)} of {len(known)}",
-                difference_cell(lpips, 4),
-            ]
-        )
-    head = ["variant", *map(str, scores), "mean dB", "better", "mean LPIPS"]
-    return (
-        "Difference to the default, PSNR in dB; ± is the standard error over settings.\n\n"
-        + table_text(head, rows)
-    )
-
-
-def table_text(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with names on the left and numbers on the right."""
-    return markdown(head, rows).replace("| ---: ", "| --- ", 1)
-
-
-def paired(runs: Mapping[str, Mapping[int, Any]], variant: str, metric: str) -> float | None:
-    """Mean over the seeds that both have of variant minus default."""
-    both = [
-        seed for seed in runs.get(variant, {}) if seed in runs[DEFAULT]
-        and runs[variant][seed][metric] is not None
-    ]  # fmt: skip
-    if not both:
-        return None
-    return statistics.fmean(runs[variant][s][metric] - runs[DEFAULT][s][metric] for s in both)
-
-
-def difference_cell(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return "–"
-    text = f"{statistics.fmean(values):+.{digits}f}"
-    if len(values) < 2:
-        return text
-    return f"{text} ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"

@@ -1,33 +1,38 @@
 """`tools/benchmark.py quality`: which flags reach the stages, what is compared with what, and that it goes on where it was."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from benchmarks import quality
+from benchmarks import quality, quality_tables
 from benchmarks.quality import DEFAULT, Quality, Setting
+from s2d.config import CONFIG_DIR
+from s2d.fixer import choice
 
 
 def scores(psnr, lpips=None, num=10):
     return {"psnr": psnr, "ssim": 0.5, "lpips": lpips, "num_gaussians": num}
 
 
-def test_the_variants_of_the_repository_are_flags_of_the_stages():
-    variants = quality.read_variants(Quality())
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIG_DIR / "quality").iterdir()))
+def test_the_variants_of_the_repository_are_flags_of_the_stages(name):
+    variants = quality.read_variants(Quality(variants=name))
     assert next(iter(variants)) == DEFAULT and variants[DEFAULT] == {}
-    assert len(variants) > 10
-    for script in (quality.stage1, quality.stage3):
+    for script in (quality.stage1, quality.stage2, quality.stage3):
         known = quality.flags_of(script.Config)
         for flags in variants.values():
             mine = {key: value for key, value in flags.items() if key in known}
             argv = quality.arguments({"source": "a", "model_dir": "b", **mine})
-            script.check_config(quality.parse_config(script.Config, script.__name__, argv))
+            cfg = quality.parse_config(script.Config, script.__name__, argv)
+            if script is not quality.stage2:  # which checks its flags as it goes
+                script.check_config(cfg)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: {droput: 0.2}", "a: neither stage 1 nor stage 3 has a flag droput"),
+        ("a: {droput: 0.2}", "a: none of stages 1, 2 and 3 has a flag droput"),
         ("- a", "expected lines"),
         ("a: 3", "expected lines"),
     ],
@@ -56,7 +61,7 @@ def test_scale_one_changes_nothing_and_less_shrinks_schedule_and_budget():
     flags = quality.scaled_flags(quality.stage1.Config, 0.25)
     assert flags["sample_iteration"] == 1000 and flags["max_gaussians"] == 15000
     assert flags["densify_from"] == 125 and flags["densify_every"] == 25
-    assert quality.scaled_flags(quality.stage3.Config, 0.25)["iterations"] == 1500
+    assert quality.scaled_flags(quality.stage3.Config, 0.25)["iterations"] == 2000
 
 
 def test_differences_are_paired_by_setting_and_seed():
@@ -66,8 +71,8 @@ def test_differences_are_paired_by_setting_and_seed():
         hard: {DEFAULT: {0: scores(10.0, 0.3)}, "a": {0: scores(13.0, 0.2)}},
     }
     # Seed 1 has no counterpart: 31 - 30, not 31 - 30.5.
-    assert quality.paired(runs[easy], "a", "psnr") == pytest.approx(1.0)
-    table = quality.paired_table(runs)
+    assert quality_tables.paired(runs[easy], "a", "psnr") == pytest.approx(1.0)
+    table = quality_tables.paired_table(runs)
     # Mean of 1 and 3; their standard deviation 1.41 over the root of 2.
     assert "| a | +1.00 | +3.00 | +2.00 ± 1.00 | 2 of 2 | +0.0000 ± 0.1000 |" in table
     assert "| easy 3 | hard 3 |" in table
@@ -80,10 +85,42 @@ def test_means_are_over_settings_that_all_variants_have():
         a: {DEFAULT: {0: scores(20.0), 1: scores(22.0)}, "x": {0: scores(23.0)}},
         b: {DEFAULT: {0: scores(90.0)}},
     }
-    table = quality.mean_table(runs)
+    table = quality_tables.mean_table(runs)
     assert "Means over 1 settings (a 3)" in table
     assert "| default | 21.00 ± 1.41 | 0.500 ± 0.000 | – | 10 |" in table
     assert "| x | 23.00 | 0.500 | – | 10 |" in table
+
+
+def test_what_stage3_adds_is_a_table_where_it_was_run():
+    runs = {
+        Setting("a", 3): {DEFAULT: {0: {**scores(21.0, 0.2), "stage1": scores(20.0, 0.3)}}},
+        Setting("b", 6): {DEFAULT: {0: {**scores(30.0, 0.1), "stage1": scores(30.5, 0.1)}}},
+    }
+    text = quality_tables.tables(runs)
+    assert "| a 3 | 20.00 → 21.00 / 0.300 → 0.200 |" in text
+    assert "| gain | +0.25 ± 0.75, 1 of 2 |" in text
+    del runs[Setting("a", 3)][DEFAULT][0]["stage1"], runs[Setting("b", 6)][DEFAULT][0]["stage1"]
+    assert "→" not in quality_tables.tables(runs)
+
+
+def test_weights_are_those_that_have_not_seen_the_scene(tmp_path, monkeypatch):
+    cfg = Quality(weights=("w/a.safetensors:fern,fox", "w/b.safetensors:lund"))
+    assert quality.fixer_of(cfg, "lund") == Path("w/b.safetensors")
+    assert quality.fixer_of(Quality(), "lund") is None
+    with pytest.raises(ValueError, match="none for kitchen"):
+        quality.fixer_of(cfg, "kitchen")
+    seen = []
+
+    def stage2(script, flags):
+        assert flags["trial_views"] == 0 and "alpha" not in flags
+        seen.append((flags["weights"], choice.SHIPPED_WEIGHTS))
+        raise KeyboardInterrupt
+
+    shipped = choice.SHIPPED_WEIGHTS
+    monkeypatch.setattr(quality, "run_script", stage2)
+    with pytest.raises(KeyboardInterrupt):
+        quality.repair(tmp_path, Path("w/b.safetensors"), 0, {"trial_views": 0, "alpha": 1})
+    assert seen == [(Path("w/b.safetensors"),) * 2] and shipped == choice.SHIPPED_WEIGHTS
 
 
 def test_the_command_runs_each_variant_once(tiny_scene, tmp_path, monkeypatch, capsys):
@@ -105,3 +142,22 @@ def test_the_command_runs_each_variant_once(tiny_scene, tmp_path, monkeypatch, c
     assert manifest["config"]["dropout"] == 0.4 and manifest["config"]["sample_iteration"] == 40
     monkeypatch.setattr(quality, "run_script", pytest.fail)  # all is there
     assert quality.main(cfg) == text
+
+
+def test_a_variant_of_later_stages_goes_on_from_the_defaults_stage1(tiny_scene, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("photos: {alpha: 1}\nunmixed: {guidance_share: 0}\n")
+    cfg = Quality(
+        variants=str(mine), scenes=(tiny_scene.name,), keep=(4,), seeds=(0,), scale=0.01, lpips="none",
+        data_dir=tiny_scene.parent, out_dir=tmp_path / "out",
+    )  # fmt: skip
+    for _ in range(2):  # also over what an earlier run has left
+        text = quality.main(cfg)
+        folder = tmp_path / "out" / f"{tiny_scene.name}_4_s0"
+        assert (folder / "photos/stage1").samefile(folder / "default/stage1")
+        (folder / "photos/scores.json").unlink()
+    gains = text[text.index("Stage 1 →") :]
+    cells = [cell.split(" → ")[0] for cell in gains.splitlines()[4].split("|")[2:5]]
+    assert len(set(cells)) == 1  # one stage 1
+    manifest = json.loads((folder / "unmixed/stage2/manifest.json").read_text())
+    assert manifest["config"]["guidance_share"] == 0 and manifest["config"]["trial_views"] == 0
