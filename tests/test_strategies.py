@@ -1,17 +1,17 @@
-"""Strategies as functions of tensors: each against numbers by hand, a closed form, or a picture that cannot share its mistake."""
+"""Strategies as functions of tensors: each against numbers by hand, a closed form, or an invariance."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
+from blobs import FOCAL, HEIGHT, WIDTH, blobs, camera
 
 from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
-from s2d.geometry import look_at, pixel_grid, quat_to_rotation, unproject
+from s2d.geometry import quat_to_rotation
 from s2d.optim import LearningRates, create_optimizer
-from s2d.rasterize import rasterize, training_view
-from s2d.strategies import binocular, depth_supervision, dropout, mcmc, smoothing
+from s2d.rasterize import rasterize
+from s2d.strategies import mcmc, smoothing
 from s2d.strategies.averaging import Average
 from s2d.strategies.blend_weights import blend_weights
 from s2d.strategies.bounds import bound_scales
@@ -20,33 +20,6 @@ from s2d.strategies.opacity_decay import decay_opacity
 from s2d.strategies.residual import most_wanted, residual_scores
 from s2d.strategies.settings import Strategy
 from s2d.strategies.support import LEVELS, Support, draw_support
-from s2d.strategies.view import StrategyView
-
-WIDTH, HEIGHT, FOCAL = 32, 24, 30.0
-
-
-def camera(name="a", center=(0.0, 0.0, -4.0)):
-    center = torch.tensor([center])
-    up = torch.tensor([0.0, -1.0, 0.0])
-    K = torch.tensor([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
-    viewmat = look_at(center, torch.zeros(1, 3), up)
-    return Cameras(viewmat, K[None], ((WIDTH, HEIGHT),), (name,))
-
-
-def blobs(generator, num=30):
-    return Gaussians(
-        means=torch.randn(num, 3, generator=generator) * 0.7,
-        log_scales=torch.randn(num, 3, generator=generator) * 0.3 - 1.8,
-        quats=torch.randn(num, 4, generator=generator),
-        opacity_logits=torch.randn(num, generator=generator),
-        sh0=torch.randn(num, 1, 3, generator=generator) * 0.5,
-        shN=torch.randn(num, 3, 3, generator=generator) * 0.1,
-    )
-
-
-def chosen(gaussians, rows):
-    return Gaussians(**{name: tensor[rows] for name, tensor in gaussians.tensors().items()})
-
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
@@ -101,60 +74,7 @@ def test_sh_degree_follows_the_number_of_photos():
     assert Strategy().sh_degree(3, 2) == 3
 
 
-# ---- dropout, decay, bounds ------------------------------------------------------------------------------------------
-
-
-def test_dropout_keeps_the_mean_logarithm_of_the_transmittance(generator):
-    logits = (4 * torch.randn(50, generator=generator)).double()
-    raised = dropout.dropped_logits(logits, torch.ones(50, dtype=torch.bool), 0.3)
-    before, after = (torch.log1p(-torch.sigmoid(x)) for x in (logits, raised))
-    torch.testing.assert_close(0.7 * after, before, rtol=1e-8, atol=0)  # measured 5e-10
-
-
-def test_what_is_left_out_is_not_drawn_and_not_trained(generator):
-    gaussians = blobs(generator)
-    gaussians.opacity_logits.requires_grad_()
-    kept = dropout.draw_kept(gaussians.opacity_logits, 0.5, generator)
-    assert 0 < int(kept.sum()) < gaussians.num
-    drawn = Gaussians(**gaussians.tensors())
-    drawn.opacity_logits = dropout.dropped_logits(gaussians.opacity_logits, kept, 0.5)
-    render = rasterize(drawn, camera())
-    alone = rasterize(chosen(drawn, kept), camera())
-    torch.testing.assert_close(render.rgb, alone.rgb, rtol=0, atol=0)
-    render.rgb.sum().backward()
-    assert not bool(gaussians.opacity_logits.grad[~kept].any())
-    assert bool(gaussians.opacity_logits.grad[kept].any())
-
-
-def test_raised_opacities_have_the_slope_of_the_closed_form():
-    logits = torch.linspace(-12, 12, 97)
-    kept = torch.arange(97) % 4 != 0
-    drawn, slope = dropout.dropped_opacity(logits, kept, 0.3)
-    assert torch.equal(drawn, dropout.dropped_logits(logits, kept, 0.3))
-    assert torch.equal(drawn[~kept], torch.full((25,), -20.0)) and not bool(slope[~kept].any())
-
-    def closed_form(logits):  # o' = 1 - (1 - o)^(1 / (1 - r))
-        return torch.logit(1 - (1 - torch.sigmoid(logits)) ** (1 / 0.7))
-
-    exact = logits[kept].double().requires_grad_()
-    (twin,) = torch.autograd.grad(closed_form(exact).sum(), exact)
-    # Measured 1.9e-7.
-    torch.testing.assert_close(slope[kept].double(), twin, rtol=1e-6, atol=0)
-    exact, eps = exact.detach(), 1e-3
-    differences = (closed_form(exact + eps) - closed_form(exact - eps)) / (2 * eps)
-    # Measured 3.9e-7.
-    torch.testing.assert_close(slope[kept].double(), differences, rtol=2e-6, atol=0)
-
-
-def test_dropout_of_extreme_opacities_stays_finite():
-    logits = torch.tensor([-200.0, -100.0, -60.0, 60.0, 200.0])
-    for values in dropout.dropped_opacity(logits, torch.ones(5, dtype=torch.bool), 0.2):
-        assert bool(values.isfinite().all())
-
-
-def test_dropout_grows_over_the_schedule():
-    shares = (0.0, 0.5, 0.8, 0.96, 1.0, 2.0)
-    assert [dropout.drop_rate(0.2, p) for p in shares] == pytest.approx([0, 0.1, 0.16, 0, 0, 0])
+# ---- decay, bounds ---------------------------------------------------------------------------------------------------
 
 
 def test_opacity_decays_by_the_factor_and_stays_a_number():
@@ -351,119 +271,6 @@ def test_noise_moves_the_faint_only(generator):
     assert moved.tolist() == [True] * 10 + [False] * 10
 
 
-# ---- depth -----------------------------------------------------------------------------------------------------------
-
-
-def slanted_plane():
-    """Depth [H, W] of the plane 0.3 x + 0.1 y + z = 5 in camera axes, and its normal that faces the camera."""
-    normal = torch.tensor([0.3, 0.1, 1.0], dtype=torch.float64)
-    xy = pixel_grid(WIDTH, HEIGHT, dtype=torch.float64)
-    rays = torch.stack(
-        [(xy[..., 0] - 16) / FOCAL, (xy[..., 1] - 12) / FOCAL, xy[..., 0] * 0 + 1], -1
-    )
-    return (5 / (rays @ normal)).float(), -(normal / normal.norm()).float()
-
-
-def test_depth_losses_by_hand():
-    target = torch.tensor([[2.0, 4.0], [0.0, 1.0]])
-    confidence = torch.tensor([[1.0, 0.5], [1.0, 1.0]])
-    alpha = torch.tensor([[1.0, 1.0], [1.0, 0.01]])  # the last one is hardly drawn
-    ones = torch.ones(2, 2)
-    assert float(depth_supervision.depth_loss(target, ones, target, ones)) == 0
-    depth = torch.tensor([[1.0, 8.0], [3.0, 9.0]])
-    # |2/1 - 1| + 0.5 |4/8 - 1|, over four pixels.
-    loss = depth_supervision.depth_loss(depth, alpha, target, confidence)
-    assert float(loss) == pytest.approx((1 + 0.25) / 4)
-
-
-def test_pearson_knows_no_scale_and_no_offset(generator):
-    inverse = torch.rand(8, 9, generator=generator) + 0.5
-    ones = torch.ones(8, 9)
-    same = depth_supervision.pearson_loss(1 / (3 * inverse + 0.2), ones, 1 / inverse, ones)
-    assert float(same) == pytest.approx(0, abs=1e-5)  # measured 0
-    opposite = depth_supervision.pearson_loss(1 / (3 - inverse), ones, 1 / inverse, ones)
-    assert float(opposite) == pytest.approx(2, abs=1e-5)
-    nothing = depth_supervision.pearson_loss(1 / inverse, ones, 0 * inverse, ones)
-    assert float(nothing) == 0
-
-
-def test_normals_of_a_plane_are_its_normal():
-    depth, normal = slanted_plane()
-    normals, known = depth_supervision.normals_of(depth, camera().Ks[0])
-    assert bool(known.all())
-    torch.testing.assert_close(
-        normals, normal.expand_as(normals), atol=5e-5, rtol=0
-    )  # measured 3e-6
-    ones = torch.ones_like(depth)
-    K = camera().Ks[0]
-    assert float(depth_supervision.normal_loss(depth, ones, depth, ones, K)) < 1e-6
-    flat = torch.full_like(depth, 5.0)
-    # Per pixel 1 - cos of the angle to the optical axis, over all but the last row and column.
-    share = (WIDTH - 1) * (HEIGHT - 1) / (WIDTH * HEIGHT)
-    loss = depth_supervision.normal_loss(flat, ones, depth, ones, K)
-    assert float(loss) == pytest.approx(share * (1 + float(normal[2])), rel=1e-3)
-
-
-def test_a_step_in_depth_gives_no_normal():
-    depth = torch.full((4, 6), 2.0)
-    depth[:, 3:] = 3.0
-    _, known = depth_supervision.normals_of(depth, torch.eye(3))
-    assert known[0].tolist() == [True, True, False, True, True]
-
-
-def test_smoothness_asks_nothing_at_edges_of_the_photo():
-    depth = torch.full((4, 6), 2.0)
-    ones, photo = torch.ones(4, 6), torch.zeros(4, 6, 3)
-    assert float(depth_supervision.smoothness_loss(depth, ones, photo)) == 0
-    depth[:, 3:] = 4.0
-    plain = float(depth_supervision.smoothness_loss(depth, ones, photo))
-    photo[:, 3:] = 1.0
-    assert plain > 0.05
-    assert float(depth_supervision.smoothness_loss(depth, ones, photo)) < 1e-6 * plain
-
-
-# ---- binocular -------------------------------------------------------------------------------------------------------
-
-
-def texture(points):
-    return 0.5 + 0.4 * torch.sin(
-        points @ torch.tensor([[1.1, 0.3, 0.2], [0.4, 1.3, 0.9], [0.2, 0.5, 1.7]]).T
-    )
-
-
-def picture(view):
-    """What a camera sees of the plane z = 0.5 x of the world: colours [H, W, 3] and depth [H, W]."""
-    far = unproject(torch.ones(HEIGHT, WIDTH), view.Ks[0], view.viewmats[0])
-    center = view.centers[0]
-    rays = far - center
-    normal = torch.tensor([-0.5, 0.0, 1.0])
-    depth = -(center @ normal) / (rays @ normal)
-    return texture(center + rays * depth[..., None]), depth
-
-
-def test_the_right_depth_brings_the_shifted_picture_back():
-    first, focal, shift = camera(), torch.tensor(FOCAL), torch.tensor(0.3)
-    photo, depth = picture(first)
-    image, _ = picture(replace(first, viewmats=binocular.shifted(first.viewmats, shift)))
-    assert float((image - photo).abs().mean()) > 0.02
-    good = binocular.binocular_loss(image, depth, photo, focal, shift)
-    bad = [binocular.binocular_loss(image, depth * f, photo, focal, shift) for f in (0.8, 1.25)]
-    # Measured 4e-4 (bilinear) against 0.017 and 0.015.
-    assert float(good) < 0.001 < 0.01 < min(map(float, bad))
-    wrong = (depth * 1.25).requires_grad_()
-    binocular.binocular_loss(image, wrong, photo, focal, shift).backward()
-    assert float(wrong.grad.sum()) > 0  # smaller depth is better
-
-
-def test_shifts_stay_small_in_the_picture(generator):
-    depth, focal = torch.full((HEIGHT, WIDTH), 7.0), camera().Ks[0, 0, 0]
-    shifts = [binocular.draw_shift(depth, focal, generator) for _ in range(200)]
-    disparities = torch.tensor(shifts) * FOCAL / 7.0
-    assert 0.9 * 0.04 * WIDTH < float(disparities.abs().max()) <= 0.04 * WIDTH
-    assert float(disparities.min()) < 0 < float(disparities.max())
-    assert binocular.draw_shift(0 * depth, focal, generator) == 0
-
-
 # ---- smoothing, averaging --------------------------------------------------------------------------------------------
 
 
@@ -510,75 +317,3 @@ def test_the_average_is_the_mean_and_starts_anew_with_other_rows(generator):
     before = other.means.clone()
     average.write_to(other)
     assert torch.equal(other.means, before)
-
-
-# ---- the view by autograd --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("penalty", [0.0, 0.01])
-def test_a_step_by_autograd_is_the_fused_step(generator, penalty):
-    start = blobs(generator)
-    start.means[3, 2] = -9.0  # behind the camera
-    photo = torch.rand(HEIGHT, WIDTH, 3, generator=generator)
-    results = []
-    for fused in (True, False):
-        gaussians = Gaussians(**{name: t.clone() for name, t in start.tensors().items()})
-        optimizer = create_optimizer(gaussians, LearningRates(), 1.0)
-        statistics = (torch.zeros(30), torch.zeros(30))
-        for _ in range(3):
-            view = (
-                training_view(gaussians, camera(), 1)
-                if fused
-                else StrategyView(gaussians, gaussians, camera(), 1)
-            )
-            ((view.rgb - photo) ** 2).sum().backward()
-            view.update(optimizer, opacity_penalty=penalty, statistics=statistics)
-        results.append((gaussians.detached().tensors(), statistics))
-    (fused, sums), (plain, other_sums) = results
-    for name in fused:
-        if penalty == 0:
-            assert torch.equal(fused[name], plain[name]), name
-        torch.testing.assert_close(plain[name], fused[name], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(other_sums, sums)
-
-
-@pytest.mark.parametrize("penalty", [0.0, 0.01])
-@pytest.mark.parametrize("steps", [1, 20])
-def test_a_fused_step_with_dropout_is_that_by_autograd(generator, penalty, steps):
-    start = blobs(generator, 200)
-    photo = torch.rand(HEIGHT, WIDTH, 3, generator=generator)
-    results = []
-    for fused in (True, False):
-        own = torch.Generator().manual_seed(1)
-        gaussians = Gaussians(**{name: t.clone() for name, t in start.tensors().items()})
-        optimizer = create_optimizer(gaussians, LearningRates(), 1.0)
-        logits = gaussians.opacity_logits
-        statistics = (torch.zeros(200), torch.zeros(200))
-        for _ in range(steps):
-            kept = dropout.draw_kept(logits, 0.3, own)
-            if fused:
-                drawn = dropout.dropped_opacity(logits, kept, 0.3)
-                view = training_view(gaussians, camera(), 1, drawn_opacity=drawn)
-            else:
-                drawn = Gaussians(**gaussians.tensors())
-                drawn.opacity_logits = dropout.dropped_logits(logits, kept, 0.3)
-                view = StrategyView(gaussians, drawn, camera(), 1)
-            loss = ((view.rgb - photo) ** 2).sum() + view.alpha.mean() + view.depth.mean()
-            loss.backward()
-            view.update(optimizer, opacity_penalty=penalty, statistics=statistics)
-        ends = {"grad_sum": statistics[0], "num_views": statistics[1]}
-        for group in optimizer.param_groups:
-            name, tensor = group["name"], group["params"][0]
-            ends[name] = tensor.detach() - start.tensors()[name]  # the way moved
-            ends |= {
-                f"{key} of {name}": optimizer.state[tensor][key]
-                for key in ("exp_avg", "exp_avg_sq")
-            }
-        results.append(ends)
-    fused, by_autograd = results
-    assert torch.equal(fused["num_views"], by_autograd["num_views"])
-    for name, truth in by_autograd.items():
-        error = float((fused[name] - truth).norm() / truth.norm())
-        likeness = float(torch.cosine_similarity(fused[name].flatten(), truth.flatten(), dim=0))
-        # Measured 2.1e-7 after one step, where all but the opacities have the same bits; 7.6e-7 of quats' way after 20.
-        assert error < (1e-6 if steps == 1 else 5e-6) and likeness > 0.999999, name
