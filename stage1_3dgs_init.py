@@ -40,6 +40,7 @@ from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import Refinement, RefinementRates, register_cameras, write_refinement
 from s2d.renders import render_views
 from s2d.sampling import ViewSampler
+from s2d.saved_runs import load_run, run_checkpoint, save_run
 from s2d.scene import Scene
 from s2d.scored_cameras import follow_refinement
 from s2d.split import Split, make_split
@@ -49,12 +50,9 @@ from s2d.training import (
     TrainingRun,
     control_density,
     finish_run,
-    load_run,
     optimise_view,
     record,
     refine_cameras,
-    run_checkpoint,
-    save_run,
     stand_backdrop,
     start_run,
     use_strategies,

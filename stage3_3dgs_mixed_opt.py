@@ -59,6 +59,7 @@ from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import RefinementRates, start_refinement, write_refinement
 from s2d.renders import render_views
 from s2d.sampling import SampleDrop, ViewSampler
+from s2d.saved_runs import load_run, run_checkpoint, save_run, saved_backdrop
 from s2d.scene import Scene
 from s2d.scored_cameras import follow_refinement
 from s2d.split import Split
@@ -68,13 +69,9 @@ from s2d.training import (
     TrainingRun,
     control_density,
     finish_run,
-    load_run,
     optimise_view,
     record,
     refine_cameras,
-    run_checkpoint,
-    save_run,
-    saved_backdrop,
     stand_backdrop,
     start_run,
     use_strategies,

@@ -1,15 +1,12 @@
-"""One run of the optimisation: its state, one step of it, and how it is saved mid-way.
+"""One run of the optimisation: its state, and one step of it.
 
 Stages 1 and 3 write their own loops; what both do the same lies here. A run is a function of its config, its inputs and its
-seed: `save_run` / `load_run` keep everything a step reads or changes, so an interrupted run ends with the same bits.
-
-A run is where its Gaussians are; `s2d.device` says what a step may not do on a GPU. What is saved is on the CPU, and goes on on either.
+seed. `s2d.saved_runs` saves it mid-way. It is where its Gaussians are; `s2d.device` says what a step may not do on a GPU.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,11 +21,11 @@ from s2d.densify import (
     reset_opacity,
 )
 from s2d.device import on_gpu
-from s2d.gaussians import Checkpoint, Gaussians, concatenate, load_checkpoint, save_checkpoint
+from s2d.gaussians import Checkpoint, Gaussians, concatenate
 from s2d.losses import photometric_loss
 from s2d.optim import LearningRates, SparseGaussianAdam, create_optimizer
 from s2d.rasterize import TrainingView, rasterize, training_view
-from s2d.refinement import Refinement, RefinementRates
+from s2d.refinement import Refinement
 from s2d.sampling import ViewSampler
 from s2d.scene import Scene
 from s2d.strategies.active import ActiveStrategies
@@ -311,76 +308,6 @@ def record(run: TrainingRun, loss: Tensor) -> None:
         }
         for key, value in row.items():
             run.history[key].append(value)
-
-
-def run_checkpoint(run: TrainingRun) -> Checkpoint:
-    """Return the run as a checkpoint that `load_run` and stage 3 read."""
-    return Checkpoint(
-        gaussians=run.gaussians,
-        step=run.step,
-        scene_extent=run.scene_extent,
-        optimizer_state=run.optimizer.state_dict(),
-        run_state={
-            "sampler": run.sampler.state_dict(),
-            "generator": run.generator.get_state(),
-            "grad_sum": run.densify_state.grad_sum,
-            "num_views": run.densify_state.num_views,
-            "history": run.history,
-            "seconds": run.seconds,
-            "refinement": None if run.refinement is None else run.refinement.state_dict(),
-            "strategies": None if run.strategies is None else run.strategies.state_dict(),
-            "backdrop": None if run.backdrop is None else run.backdrop.tensors(),
-        },
-    )
-
-
-def saved_backdrop(saved: Checkpoint) -> Gaussians | None:
-    """What the Gaussians of a checkpoint were trained in front of; None is black."""
-    tensors = (saved.run_state or {}).get("backdrop")
-    return None if tensors is None else Gaussians(**tensors)
-
-
-def save_run(run: TrainingRun, path: Path) -> None:
-    """Save mid-way, all or nothing."""
-    read_losses(run)
-    save_checkpoint(path, run_checkpoint(run))
-
-
-def load_run(
-    path: Path,
-    rates: LearningRates,
-    sampler: ViewSampler,
-    refinement_rates: RefinementRates | None = None,
-    device: torch.device | str = "cpu",
-) -> TrainingRun:
-    """Continue a saved run on a device; `sampler` must be made from the same views, and is set to its saved state.
-
-    Cameras that were refined stay so; they go on learning at `refinement_rates`.
-    """
-    saved = load_checkpoint(path)
-    if saved.run_state is None:
-        raise ValueError(f"{path} holds no run to continue. Delete it and start the stage again.")
-    gaussians = saved.gaussians.to(device)
-    run = start_run(
-        gaussians, rates, saved.scene_extent, sampler, 0, saved.step, saved.optimizer_state
-    )
-    run.sampler.load_state_dict(saved.run_state["sampler"])
-    run.generator.set_state(saved.run_state["generator"])
-    statistics = (saved.run_state[name].to(device) for name in ("grad_sum", "num_views"))
-    run.densify_state = DensifyState(*statistics)
-    run.history = saved.run_state["history"]
-    run.seconds_before = saved.run_state["seconds"]
-    # Runs that were saved before there were strategies have none.
-    run.strategy_state = saved.run_state.get("strategies")
-    run.stand_before(saved_backdrop(saved))
-    if saved.run_state["refinement"] is not None:
-        run.refinement = Refinement.from_state(
-            saved.run_state["refinement"],
-            refinement_rates or RefinementRates(),
-            with_optimizer=True,
-            device=device,
-        )
-    return run
 
 
 def _load_moments(optimizer: torch.optim.Adam, state: dict) -> None:

@@ -25,14 +25,13 @@ from s2d.pairs import fit as fitting
 from s2d.refinement import Refinement, RefinementRates
 from s2d.renders import render_batches
 from s2d.sampling import ViewSampler
+from s2d.saved_runs import load_run, save_run
 from s2d.scene import load_scene
 from s2d.strategies.active import ActiveStrategies
 from s2d.strategies.settings import Strategy
 from s2d.training import (
-    load_run,
     optimise_view,
     refine_cameras,
-    save_run,
     start_run,
 )
 from s2d.views import View, views_on

@@ -50,6 +50,7 @@ LAYERS = [
         "guidance",
         "fixer",
         "training",
+        "saved_runs",
         "pairs",
         "scored_cameras",
         "fixed_views",

@@ -26,12 +26,13 @@ from s2d.refinement import (
     write_refinement,
 )
 from s2d.sampling import ViewSampler
+from s2d.saved_runs import load_run, save_run
 from s2d.scene import load_scene
 from s2d.scored_cameras import carried_cameras, load_truth
 from s2d.scoring import Run
 from s2d.split import Split
 from s2d.stage_io import open_stage
-from s2d.training import load_run, optimise_view, refine_cameras, save_run, start_run
+from s2d.training import optimise_view, refine_cameras, start_run
 from tools import evaluate
 
 F64 = torch.float64

@@ -24,12 +24,11 @@ from s2d.log import logger, progress
 from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import Refinement
 from s2d.sampling import ViewSampler
+from s2d.saved_runs import load_run, save_run
 from s2d.training import (
     TrainingRun,
-    load_run,
     read_losses,
     record,
-    save_run,
     start_run,
     use_strategies,
 )
