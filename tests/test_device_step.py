@@ -29,11 +29,7 @@ from s2d.saved_runs import load_run, save_run
 from s2d.scene import load_scene
 from s2d.strategies.active import ActiveStrategies
 from s2d.strategies.settings import Strategy
-from s2d.training import (
-    optimise_view,
-    refine_cameras,
-    start_run,
-)
+from s2d.training import optimise_view, refine_cameras, start_run
 from s2d.views import View, views_on
 
 WIDTH, HEIGHT = 40, 30
