@@ -162,7 +162,7 @@ def make(
 ) -> None:
     """Do the stage's work on a device, from the last checkpoint if there is one."""
     with stage.timer("optimise"):
-        run = optimise(cfg, 0, stage, stage0, kept, device)
+        run = optimise(cfg, 0, stage, stage0, kept, novel, device)
     renders = stage.dir / "renders"
     followed = follow_refinement(novel, kept.cameras, run.refinement)
     with stage.timer("render"):
@@ -190,7 +190,7 @@ def render_member(
     folder = stage.scratch / f"renders_{member}"
     if not folder.is_dir():
         unfinished = folder.with_name(f"{folder.name}.partial")
-        run = optimise(cfg, member, stage, stage0, kept, device)
+        run = optimise(cfg, member, stage, stage0, kept, novel, device)
         render_views(run.scene, follow_refinement(novel, kept.cameras, run.refinement), unfinished)
         os.replace(unfinished, folder)
     return folder
@@ -211,7 +211,13 @@ def check_config(cfg: Config) -> None:
 
 
 def optimise(
-    cfg: Config, member: int, stage: Stage, stage0: Manifest, kept: Scene, device: torch.device
+    cfg: Config,
+    member: int,
+    stage: Stage,
+    stage0: Manifest,
+    kept: Scene,
+    novel: Cameras,
+    device: torch.device,
 ) -> TrainingRun:
     """Fit Gaussians on the points of stage 0 to the kept photos: a model of the ensemble."""
     checkpoint = stage.scratch / ("run.pth" if member == 0 else f"run_{member}.pth")
@@ -245,7 +251,7 @@ def optimise(
 
     num_steps = cfg.sample_iteration
     depth_of = partial(read_depth, stage0.dir)
-    use_strategies(run, cfg.strategy, kept, cloud.points, depth_of, num_steps, seed)
+    use_strategies(run, cfg.strategy, kept, cloud.points, depth_of, num_steps, seed, novel=novel)
     with cpus_for_kernels(), progress(num_steps, title, start=run.step) as bar:
         while run.step < num_steps:
             set_means_rate(run.optimizer, rates, run.scene_extent, run.step / num_steps)

@@ -205,8 +205,8 @@ def make(
         novel = follow_refinement(novel, kept.cameras, taken)
         if cfg.layers:
             views = view_source(kept, novel, fixed)
-            names = novel.names if fixed else ()
-            run = optimise_layers(cfg, stage, first, kept, views, names, device)
+            with_fixed = fixed is not None
+            run = optimise_layers(cfg, stage, first, kept, views, novel, with_fixed, device)
         else:
             reached = novel.select(reach.names)
             run = optimise(cfg, stage, start, first, kept, reached, fixed, device)
@@ -305,7 +305,9 @@ def optimise(
         read_points_ply(stage0_dir / "points.ply").points,
         partial(read_depth, stage0_dir),
     )
-    use_strategies(run, cfg.strategy, kept, points, depth_of, cfg.iterations, cfg.seed, first)
+    use_strategies(
+        *(run, cfg.strategy, kept, points, depth_of, cfg.iterations, cfg.seed, first, novel)
+    )
     with cpus_for_kernels(), progress(cfg.iterations, "stage 3", start=run.step) as bar:
         while run.step < cfg.iterations:
             set_means_rate(

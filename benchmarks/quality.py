@@ -1,7 +1,7 @@
 """What is each part worth: stages 1 to 3 with named variants of their settings, over scenes, numbers of kept views and seeds.
 
 Every variant runs on the same stage 0 and with the same seeds, and is compared with the variant `default` of the same scene, so that what is easy
-or hard about a scene cancels out; one that changes nothing of stage 1 goes on from the default's. What is finished is not run again; the tables
+or hard about a scene cancels out; one that changes nothing of stage 1, or of stages 1 and 2, goes on from the default's. What is finished is not run again; the tables
 hold every run that is there.
 
 Reads   $S2D_DATA/scenes/<scene> (or --data-dir), configs/quality/<variants>.yaml
@@ -46,6 +46,8 @@ from s2d.model_folder import point_cloud_name
 from s2d.scene import load_scene
 from s2d.split import Split
 from s2d.stage_io import Manifest, require_stage
+
+SCORES = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def run_variant(
     fixer = fixer_of(cfg, setting.scene)
     if fixer is not None:
         key["weights"] = str(fixer)
-    path = out / "scores.json"
+    path = out / SCORES
     if path.is_file():
         known = json.loads(path.read_text("utf-8"))
         if known["key"] == key:
@@ -228,16 +230,23 @@ def run_variant(
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "stage0").exists():
         (out / "stage0").symlink_to(Path("..") / "base" / "stage0")
+    for name in ("stage1", "stage2"):
+        if (out / name).is_symlink():  # of an earlier run with other flags
+            (out / name).unlink()
     started = time.monotonic()
     common = {"source": source, "model_dir": out, "seed": seed, "overwrite": True}
-    if variant != DEFAULT and not flags_of(stage1.Config) & set(flags):
-        last = share_stage1(first, out)
-    else:
-        last = train(stage1, cfg, common, flags)
+    same_start = variant != DEFAULT and not flags_of(stage1.Config) & set(flags)
+    last = share_stage(first, out, "stage1") if same_start else train(stage1, cfg, common, flags)
     found: dict[str, Any] = {"key": key}
     if cfg.last_stage == 3:
-        found["stage1"] = score(out, source, last.info["iteration"], network)
-        repair(out, fixer, seed, flags)
+        if same_start:
+            found["stage1"] = json.loads((first / SCORES).read_text("utf-8"))["stage1"]
+        else:
+            found["stage1"] = score(out, source, last.info["iteration"], network)
+        if same_start and not flags_of(stage2.Config) & set(flags):
+            share_stage(first, out, "stage2")
+        else:
+            repair(out, fixer, seed, flags)
         last = train(stage3, cfg, common, flags)
     found |= {
         "num_gaussians": last.info["num_gaussians"],
@@ -262,21 +271,19 @@ def fixer_of(cfg: Quality, scene: str) -> Path | None:
     return files[0]
 
 
-def share_stage1(first: Path, out: Path) -> Manifest:
-    """Give a variant the default's stage 1, of which it changes nothing."""
-    shared = require_stage(first, "stage1")
-    mine = out / "stage1"
-    if mine.is_symlink() or not mine.exists():
-        mine.unlink(missing_ok=True)
-    else:
+def share_stage(first: Path, out: Path, name: str) -> Manifest:
+    """Give a variant a stage of the default, of which it changes nothing."""
+    shared = require_stage(first, name)
+    mine = out / name
+    if mine.exists():
         shutil.rmtree(mine)
-    mine.symlink_to(Path("..") / first.name / "stage1")
+    mine.symlink_to(Path("..") / first.name / name)
     for path in shared.extras:
         link = out / path.relative_to(first)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         os.link(path, link)  # stages replace files as a whole, so that links are as good as copies
-    return require_stage(out, "stage1")
+    return require_stage(out, name)
 
 
 def repair(out: Path, weights: Path | None, seed: int, flags: Mapping[str, Any]) -> None:

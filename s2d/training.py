@@ -123,6 +123,7 @@ def use_strategies(
     last_step: int,
     seed: int,
     first: Checkpoint | None = None,
+    novel: Cameras | None = None,
 ) -> None:
     """Give a run that was started or loaded its strategies, as far as any is on.
 
@@ -135,10 +136,11 @@ def use_strategies(
         last_step: Of the stage; shares of the schedule refer to it.
         seed: Of the strategies' own random numbers.
         first: The finished run that this one starts from, if any.
+        novel: Where the scene will be looked at from beside the kept views, as far as it is known.
     """
     if not settings.active:
         return
-    evidence = Evidence(kept, points, read_depth, run.gaussians.means.device)
+    evidence = Evidence(kept, points, read_depth, run.gaussians.means.device, novel)
     run.strategies = ActiveStrategies(
         settings, evidence, run.gaussians, run.scene_extent, last_step, seed
     )

@@ -57,6 +57,18 @@ def test_places_are_the_cameras_and_the_ways_between_neighbours(ways):
     assert float(ways.radii.min()) >= 2.0 and float(ways.radii.max()) < 2.6  # measured 2.09 to 2.47
 
 
+def test_novel_cameras_are_places_without_ways():
+    """A novel camera far beside the kept ones: its place is clear, the space between is not."""
+    novel = facing(torch.tensor([[12.0, 0, 0]]))
+    known, ways = (clear_ways(facing(CENTERS), WALL, 0.5, more) for more in (None, novel))
+    assert torch.equal(ways.places[:-1], known.places) and torch.equal(ways.radii[:-1], known.radii)
+    assert torch.equal(ways.places[-1], novel.centers[0])
+    assert 2.0 <= float(ways.radii[-1]) < 2.6
+    before_it, between = ball((12.0, 0.0, 1.0)), ball((8.5, 0.0, 0.0))
+    assert bool(in_the_way(before_it, ways)) and not bool(in_the_way(before_it, known))
+    assert not bool(in_the_way(between, ways))
+
+
 @pytest.mark.parametrize(
     ("gaussians", "expected"),
     [

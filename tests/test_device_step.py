@@ -188,7 +188,7 @@ def test_a_trials_fit_is_where_it_shall_be(gpu, tiny_scene, monkeypatch):
     """Stereo is made on the CPU; what asks for values, which tensors on the meta device do not have, is left out."""
     views = load_scene(tiny_scene).subset(["view_1.png", "view_3.png", "view_6.png"])
     monkeypatch.setattr(fitting, "stand_backdrop", lambda *_: None)
-    monkeypatch.setattr(fitting, "use_strategies", lambda *_: None)
+    monkeypatch.setattr(fitting, "use_strategies", lambda *_, **__: None)
     monkeypatch.setattr(training, "read_losses", lambda _: None)
     settings = fitting.FitSettings(3, max_init_points=200, max_gaussians=300, sh_degree=1)
     moved = []

@@ -284,7 +284,7 @@ def test_views_that_nothing_is_known_of_are_left_out(tiny_scene, tmp_path):
 
 
 def test_a_failed_fit_is_a_record_and_not_the_end(tiny_scene, tmp_path, monkeypatch):
-    def no_surface(*arguments):
+    def no_surface(*_, **__):
         raise ValueError("no two photos show the same surface")
 
     monkeypatch.setattr(jobs, "fit", no_surface)

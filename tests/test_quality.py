@@ -145,7 +145,7 @@ def test_the_command_runs_each_variant_once(tiny_scene, tmp_path, monkeypatch, c
     assert quality.main(cfg) == text
 
 
-def test_a_variant_of_later_stages_goes_on_from_the_defaults_stage1(tiny_scene, tmp_path):
+def test_a_variant_of_later_stages_goes_on_from_the_defaults(tiny_scene, tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("photos: {alpha: 1}\nunmixed: {guidance_share: 0}\n")
     cfg = Quality(
@@ -155,10 +155,18 @@ def test_a_variant_of_later_stages_goes_on_from_the_defaults_stage1(tiny_scene, 
     for _ in range(2):  # also over what an earlier run has left
         text = quality.main(cfg)
         folder = tmp_path / "out" / f"{tiny_scene.name}_4_s0"
-        assert (folder / "photos/stage1").samefile(folder / "default/stage1")
+        for stage in ("stage1", "stage2"):
+            assert (folder / "photos" / stage).samefile(folder / "default" / stage)
+        assert (folder / "unmixed/stage1").samefile(folder / "default/stage1")
+        assert not (folder / "unmixed/stage2").is_symlink()
         (folder / "photos/scores.json").unlink()
     gains = text[text.index("Stage 1 →") :]
     cells = [cell.split(" → ")[0] for cell in gains.splitlines()[4].split("|")[2:5]]
     assert len(set(cells)) == 1  # one stage 1
     manifest = json.loads((folder / "unmixed/stage2/manifest.json").read_text())
     assert manifest["config"]["guidance_share"] == 0 and manifest["config"]["trial_views"] == 0
+    before = (folder / "default/stage2/manifest.json").read_bytes()
+    mine.write_text("photos: {alpha: 1, guidance_share: 0}\n")
+    quality.main(cfg)  # a stage 2 of its own now, beside the default's
+    assert not (folder / "photos/stage2").is_symlink()
+    assert (folder / "default/stage2/manifest.json").read_bytes() == before

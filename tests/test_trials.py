@@ -141,7 +141,8 @@ class FailingGpu:
         self.kept = load_scene(tiny_scene).subset(["view_1.png", "view_3.png", "view_6.png"])
         self.scene, self.folder, self.tried = tiny_scene, folder, []
 
-        def fit(views, settings, seed, on_steps, device):
+        def fit(views, settings, seed, on_steps, device, novel):
+            assert {*views.names, *novel.names} == set(self.kept.names) and len(novel) == 1
             self.tried.append(device.type)
             if device.type == "cuda" and self.tried.count("cuda") == 2:
                 raise error

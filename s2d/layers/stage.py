@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from s2d.cameras import Cameras
 from s2d.completion import hole_points
 from s2d.depth_io import known_depths, read_depth
 from s2d.gaussians import Checkpoint
@@ -71,7 +72,8 @@ def optimise_layers(
     first: Checkpoint | None,
     kept: Scene,
     views: ViewSource,
-    novel: tuple[str, ...],
+    novel: Cameras,
+    trains_on_novel: bool,
     device: torch.device,
 ) -> TrainingRun:
     """Make the scene anew from stage 0's points, layer by layer; of stage 1 the cameras are taken over, and levels where it has some.
@@ -82,7 +84,8 @@ def optimise_layers(
         first: Stage 1's checkpoint, if there is one.
         kept: The kept views alone, with the cameras as given.
         views: At full resolution.
-        novel: Names of pseudo views, if they are trained on.
+        novel: All novel cameras.
+        trains_on_novel: Whether `views` has their fixed views.
         device: Where to train.
 
     Returns:
@@ -107,7 +110,8 @@ def optimise_layers(
         photos=kept,
         strategy=cfg.strategy,
         backdrop=cfg.backdrop,
-        novel=novel,
+        novel=novel.names if trains_on_novel else (),
+        looks=novel,
         initial=initial_rows(initial_levels(cfg.model_dir), len(cfg.layers), cfg.layer_sh_degree),
         depth=partial(read_depth, stage0_dir),
         alpha=cfg.alpha,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from s2d.cameras import Cameras
 from s2d.completion import FILL_SHARE, hole_points, starting_points
 from s2d.densify import DensifyPolicy
 from s2d.gaussians import Gaussians, gaussians_from_points
@@ -57,6 +58,7 @@ def fit(
     early_steps: Sequence[int] = (),
     on_steps: Callable[[int], None] = lambda num: None,
     device: torch.device = CPU,
+    novel: Cameras | None = None,
 ) -> Fitted:
     """Reconstruct points from the views, and fit Gaussians on them to the views.
 
@@ -67,6 +69,7 @@ def fit(
         early_steps: Steps after which to keep a copy, each between 1 and num_steps.
         on_steps: Called with the number of steps done since the last call.
         device: Where the Gaussians are fitted, and stay; the points are made on the CPU.
+        novel: Cameras that will render them, as stage 1 knows them.
 
     Raises:
         ValueError: the photos share no surface, or the optimisation went astray.
@@ -84,7 +87,8 @@ def fit(
     extent = scene_extent(views.cameras, cloud.points)
     run = start_run(gaussians, rates, extent, ViewSampler(views.names, seed=seed), seed)
     use_strategies(
-        run, Strategy(), views, cloud.points, depths.__getitem__, settings.num_steps, seed
+        *(run, Strategy(), views, cloud.points, depths.__getitem__, settings.num_steps, seed),
+        novel=novel,
     )
     policy = DensifyPolicy(max_gaussians=settings.max_gaussians)
     view_of = views_on(

@@ -60,7 +60,7 @@ def _run_kept(job: Job, maker: "_PairMaker", scene: Scene, on_steps: Callable[[i
     generator = job.generator("early")
     shares = [uniform(bounds, generator) for bounds in EARLY_SHARES] if "underfit" in kinds else []
     steps = [max(1, round(share * settings.fit.num_steps)) for share in shares]
-    model = fit(_subset(scene, kept), settings.fit, job.seed, steps, on_steps)
+    model = _fit_to(kept, job, maker, scene, on_steps, steps)
     maker.use(model.cloud, kept)
     others = job.frames(kept)
     if "sparse" in kinds:
@@ -83,9 +83,9 @@ def _run_halves(
 ) -> None:
     settings = maker.settings
     first, second = job.sets
-    model = fit(_subset(scene, first), settings.fit, job.seed, (), on_steps)
+    model = _fit_to(first, job, maker, scene, on_steps)
     if "cross" in settings.kinds:
-        other = fit(_subset(scene, second), settings.fit, job.seed, (), on_steps)
+        other = _fit_to(second, job, maker, scene, on_steps)
         for label, known, fitted in (("a-", first, model), ("b-", second, other)):
             maker.use(fitted.cloud, known, label)
             for frame in maker.choose("cross", job.frames(known)):
@@ -95,6 +95,20 @@ def _run_halves(
         maker.use(back.cloud, first)
         for frame in maker.choose("cycle", (*first, *job.scene.test_frames)):
             maker.add("cycle", frame, back.gaussians)
+
+
+def _fit_to(
+    known: Sequence[int],
+    job: Job,
+    maker: "_PairMaker",
+    scene: Scene,
+    on_steps: Callable[[int], None],
+    early_steps: Sequence[int] = (),
+) -> Fitted:
+    """Fit a model to some frames, as stage 1 does; the others are its novel cameras."""
+    novel = _subset(scene, job.frames(known)).cameras
+    views = _subset(scene, known)
+    return fit(views, maker.settings.fit, job.seed, early_steps, on_steps, novel=novel)
 
 
 def _fit_to_renders(

@@ -188,7 +188,12 @@ def make_trial(
     record = {"failed": None, "references": [others.names[row] for row in _nearest(camera, others)]}
 
     def attempt(device: torch.device) -> tuple[Tensor, SurfaceCloud]:
-        fitted = fit(others, settings.fit, settings.seed, on_steps=on_steps, device=device)
+        fitted = fit(
+            *(others, settings.fit, settings.seed),
+            on_steps=on_steps,
+            device=device,
+            novel=camera,
+        )
         return rasterize(fitted.gaussians, camera).rgb[0].clamp(0, 1).cpu(), fitted.cloud
 
     try:

@@ -260,8 +260,8 @@ class ActiveStrategies:
 
     @cached_property
     def _ways(self) -> Ways:
-        kept = self.evidence.kept.cameras
-        return clear_ways(kept, self.evidence.points, self.settings.clearance)
+        known = self.evidence
+        return clear_ways(known.kept.cameras, known.points, self.settings.clearance, known.novel)
 
     def _binocular(self, camera: Cameras, step: int) -> bool:
         settings = self.settings

@@ -2,7 +2,7 @@
 
 The background of a photo may be explained by Gaussians anywhere along its rays. Some end up in the open between the cameras, where no other photo looks at them, and
 hide the scene from every view that is taken there: haze or a black curtain. Nobody stands inside of things, so the ways from each kept camera to its
-neighbours are kept clear, as far as a share of the distance to the nearest surface. (FreeNeRF, Yang et al. 2023,
+neighbours, and the places of novel cameras, are kept clear, as far as a share of the distance to the nearest surface. (FreeNeRF, Yang et al. 2023,
 penalises what is right in front of the kept cameras; most of what hides is between them.)
 """
 
@@ -38,8 +38,9 @@ def clear_ways(
     kept: Cameras,
     points: Tensor,  # [M, 3]
     share: float,
+    novel: Cameras | None = None,
 ) -> Ways:
-    """Choose places at the kept cameras and on ways between neighbours.
+    """Choose places at the kept cameras, on ways between neighbours, and at novel cameras.
 
     There are two from each camera to each neighbour: straight, as one walks along a wall, and on an arc around what the cameras look at.
 
@@ -47,6 +48,7 @@ def clear_ways(
         kept: The kept views.
         points: Of the surfaces, world. [M, 3]
         share: Of the distance to the nearest surface that is kept clear.
+        novel: Where else pictures will be taken, if it is known; no ways lead there.
     """
     centers, points = kept.centers.cpu().double(), points.cpu().double()
     target = look_target(kept.to("cpu"), points)
@@ -57,6 +59,8 @@ def clear_ways(
     straight = torch.lerp(start[:, :, None], end[:, :, None], steps[:, None])
     ways = torch.stack([straight, _arc(start.expand_as(end), end, steps)]) + target
     places = torch.cat([centers, ways.flatten(0, 3)])
+    if novel is not None:
+        places = torch.cat([places, novel.centers.cpu().double()])
     some = points[:: -(-len(points) // MOST_POINTS)]
     nearest = [
         torch.quantile(torch.cdist(group, some), NEAREST, dim=1)

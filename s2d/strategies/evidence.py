@@ -1,4 +1,4 @@
-"""What strategies may know beside the view of a step: the kept photos, their cameras, stage 0's points and its depth of the photos."""
+"""What strategies may know beside the view of a step: the kept photos, their cameras, stage 0's points and its depth of the photos, and the novel cameras."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -22,8 +22,10 @@ class Evidence:
         points: Tensor,  # [P, 3]
         read_depth: ReadDepth,
         device: torch.device | str = "cpu",
+        novel: Cameras | None = None,
     ) -> None:
         self.kept = kept
+        self.novel = novel
         self.points = points
         self._read_depth = read_depth
         self.device = device
