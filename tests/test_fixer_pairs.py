@@ -15,6 +15,7 @@ import torch
 
 from s2d.backdrop import NUM
 from s2d.checks import check_shape
+from s2d.device import DeviceUnusable
 from s2d.gaussians import Gaussians
 from s2d.geometry import invert_rigid, quat_to_rotation
 from s2d.images import read_image
@@ -294,6 +295,33 @@ def test_a_failed_fit_is_a_record_and_not_the_end(tiny_scene, tmp_path, monkeypa
     assert (record["failed"], record["pairs"]) == ("no two photos show the same surface", [])
     assert dataset.is_finished(job)
     assert dataset.finish({})["failed"] == {job.name: record["failed"]}
+
+
+def test_models_are_fitted_on_the_device_that_is_asked_for(tiny_scene, tmp_path, monkeypatch):
+    asked = []
+
+    def fit_here(*arguments):
+        asked.append((arguments[5], arguments[6]))
+        return fit(*arguments[:5], torch.device("cpu"), arguments[6])
+
+    monkeypatch.setattr(jobs, "fit", fit_here)
+    (job,) = plan_jobs([pair_scene(tiny_scene)], (3,), (0,), ("sparse",))
+    record = Dataset(tmp_path).work(job, SETTINGS, lambda num: None, torch.device("cuda"))
+    assert record["pairs"] and [device.type for device, _ in asked] == ["cuda"]
+    assert len(asked[0][1]) == job.scene.num_views - 3  # it knows where it will be rendered
+
+
+def test_a_gpu_that_fails_is_not_a_failed_fit(tiny_scene, tmp_path, monkeypatch):
+    def fit_there(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(jobs, "fit", fit_there)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 8 * 2**30))
+    dataset = Dataset(tmp_path)
+    (job,) = plan_jobs([pair_scene(tiny_scene)], (3,), (0,), ("sparse",))
+    with pytest.raises(DeviceUnusable, match=r"Out of memory on cuda: 1\.0 of 8\.0 GiB"):
+        dataset.work(job, SETTINGS, lambda num: None, torch.device("cuda"))
+    assert not dataset.is_finished(job)
 
 
 # --- going on ------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from s2d.fixer.interface import FixResult
 from s2d.images import read_image, write_image
 from s2d.metrics import psnr
 from s2d.pairs import trials as making
+from s2d.pairs import workers
 from s2d.pairs.fit import Fitted
 from s2d.pairs.trials import TrialJob, TrialPair, TrialSettings, choose_trial_views, make_trial
 from s2d.pairs.workers import run_jobs
@@ -150,7 +151,7 @@ class FailingGpu:
 
         monkeypatch.setattr(making, "fit", fit)
         monkeypatch.setattr(making, "choose_device", lambda asked: Choice(CUDA, "a test", asked))
-        monkeypatch.setattr(making, "free_memory", lambda _: (3 * 2**30, 8 * 2**30))
+        monkeypatch.setattr(workers, "free_memory", lambda _: (3 * 2**30, 8 * 2**30))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 8 * 2**30))
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
@@ -184,11 +185,11 @@ def test_a_gpu_that_fails_a_trial_leaves_the_finished_ones(
 
 
 def test_trials_side_by_side_fit_into_a_gpus_memory(monkeypatch):
-    monkeypatch.setattr(making, "usable_cores", lambda: 16)
-    for gib, workers in ((0.5, 1), (2.5, 2), (80, 3)):
-        monkeypatch.setattr(making, "free_memory", lambda _, gib=gib: (int(gib * 2**30), 0))
-        assert making._num_workers(3, CUDA) == workers
-    assert making._num_workers(3, torch.device("cpu")) == 3
+    monkeypatch.setattr(workers, "usable_cores", lambda: 16)
+    for gib, most in ((0.5, 1), (2.5, 2), (80, 3)):
+        monkeypatch.setattr(workers, "free_memory", lambda _, gib=gib: (int(gib * 2**30), 0))
+        assert workers.suitable_workers(3, CUDA) == most
+    assert workers.suitable_workers(3, torch.device("cpu")) == 3
 
 
 def refuse(job, on_steps):

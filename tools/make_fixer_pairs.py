@@ -29,10 +29,12 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # run from anywhere: the library is not installed
 
+import torch
 from tyro.conf import UseAppendAction, arg
 
 from s2d.checks import check_range
 from s2d.config import config_to_dict, no_effect, run_script
+from s2d.device import choose_device, run_on
 from s2d.files import locked
 from s2d.log import describe_machine, logger, progress, versions
 from s2d.pairs.dataset import MANIFEST, PAIRS, PREVIEW, Dataset
@@ -40,7 +42,7 @@ from s2d.pairs.fit import FitSettings
 from s2d.pairs.plan import KINDS, MIN_KEPT, Job, Kind, PairScene, PairSettings, plan_jobs
 from s2d.pairs.preview import write_preview
 from s2d.pairs.scenes import add_scene, find_scenes
-from s2d.pairs.workers import run_jobs, usable_cores
+from s2d.pairs.workers import run_jobs, suitable_workers
 
 # Of one pair: A and P are as large as their photo, M next to nothing, B is a link.
 PHOTOS_PER_PAIR = 2.0
@@ -82,7 +84,9 @@ class Config:
     max_side: int = 512
     """Photos with a longer side are scaled down to this, pixels. 0 keeps them as they are."""
     workers: int = no_effect(0)
-    """Processes side by side, of one thread and about 1 GB each. 0: one per core."""
+    """Processes side by side, of one thread and about 1 GB each. 0: one per core, on a GPU as many as its memory takes."""
+    device: str = no_effect("auto")
+    """Where Gaussians are fitted: auto (a GPU if one can be used, else the CPU), cpu, cuda or cuda:N."""
     overwrite: bool = no_effect(False)
     """Remove the pairs that are there and start anew."""
 
@@ -134,7 +138,7 @@ def make_pairs(
     for name in (MANIFEST, PAIRS):  # complete no longer
         (dataset.dir / name).unlink(missing_ok=True)
     if todo:
-        work(cfg, dataset, todo, settings)
+        run_on(choose_device(cfg.device), lambda device: work(cfg, dataset, jobs, settings, device))
     write_preview(dataset, dataset.pairs(), dataset.dir / PREVIEW)
     manifest = dataset.finish(
         {
@@ -147,9 +151,16 @@ def make_pairs(
     report(manifest, dataset)
 
 
-def work(cfg: Config, dataset: Dataset, todo: Sequence[Job], settings: PairSettings) -> None:
-    """Run the jobs in worker processes; moves what they finish and shows how far they are."""
-    num_workers = min(cfg.workers or usable_cores(), len(todo))
+def work(
+    cfg: Config,
+    dataset: Dataset,
+    jobs: Sequence[Job],
+    settings: PairSettings,
+    device: torch.device,
+) -> None:
+    """Run what is not finished in worker processes; moves what they finish and shows how far they are."""
+    todo = [job for job in jobs if not dataset.is_finished(job)]
+    num_workers = min(cfg.workers or suitable_workers(len(todo), device), len(todo))
     total = sum(job.num_steps(settings) for job in todo)
     logger.info(
         "%d jobs to do, about %d pairs, %d processes",
@@ -162,7 +173,9 @@ def work(cfg: Config, dataset: Dataset, todo: Sequence[Job], settings: PairSetti
     with (
         progress(total, "steps") as bar,
         closing(
-            run_jobs(partial(dataset.work, settings=settings), todo, num_workers, ADVICE)
+            run_jobs(
+                partial(dataset.work, settings=settings, device=device), todo, num_workers, ADVICE
+            )
         ) as results,
     ):
         for job, event, value in results:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from s2d.device import Choice, DeviceUnusable, run_on
 from s2d.files import atomic_write_json, atomic_write_text, fsync_dir
+from s2d.pairs.fit import CPU
 from s2d.pairs.jobs import run_job
 from s2d.pairs.plan import Job, PairSettings, photo_name
 
@@ -108,10 +111,19 @@ class Dataset:
 
     # --- jobs ----------------------------------------------------------------------------------------------------------
 
-    def work(self, job: Job, settings: PairSettings, on_steps: Callable[[int], None]) -> dict:
+    def work(
+        self,
+        job: Job,
+        settings: PairSettings,
+        on_steps: Callable[[int], None],
+        device: torch.device = CPU,
+    ) -> dict:
         """Run a job in its `.partial` folder and rename it; returns its record. Called in worker processes.
 
         A fit that fails (photos that share no surface) is no reason to stop a night's work: its record says what happened.
+
+        Raises:
+            DeviceUnusable: The GPU failed, or its memory does not suffice.
         """
         final = self.job_dir(job)
         partial = final.with_name(final.name + PARTIAL)
@@ -120,7 +132,12 @@ class Dataset:
         partial.mkdir(parents=True)
         failed, rows, started = None, [], time.process_time()
         try:
-            rows = run_job(job, partial, settings, on_steps)
+            rows = run_on(
+                Choice(device, "the tool's", asked=str(device)),
+                lambda on: run_job(job, partial, settings, on_steps, on),
+            )
+        except DeviceUnusable:
+            raise
         except ValueError as error:
             shutil.rmtree(partial)
             partial.mkdir()

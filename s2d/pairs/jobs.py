@@ -15,7 +15,7 @@ from s2d.guidance.render import render_cloud
 from s2d.images import read_image, write_image
 from s2d.metrics import psnr
 from s2d.pairs.corrupt import CORRUPTIONS, shifted_cameras, uniform
-from s2d.pairs.fit import Fitted, fit
+from s2d.pairs.fit import CPU, Fitted, fit
 from s2d.pairs.plan import Job, PairSettings, pair_name, photo_name
 from s2d.rasterize import rasterize
 from s2d.scene import Scene, load_scene
@@ -30,6 +30,7 @@ def run_job(
     folder: Path,
     settings: PairSettings,
     on_steps: Callable[[int], None] = lambda num: None,
+    device: torch.device = CPU,
 ) -> list[dict]:
     """Do a job: fit, render, write `A`, `P` and `M` below `folder`.
 
@@ -38,6 +39,7 @@ def run_job(
         folder: Made if missing; one file per pair and letter, `A/<name>.png` ….
         settings: See there.
         on_steps: Called with the number of optimisation steps done since the last call.
+        device: Where Gaussians are fitted; all else is done on the CPU.
 
     Returns:
         The pairs' lines of pairs.jsonl, and for those that were left out {"kind", "dropped": True}.
@@ -46,7 +48,7 @@ def run_job(
         ValueError: a fit failed (see `fit`).
     """
     scene = load_scene(job.scene.folder)
-    maker = _PairMaker(job, folder, settings, scene)
+    maker = _PairMaker(job, folder, settings, scene, device)
     if job.is_halves:
         _run_halves(job, maker, scene, on_steps)
     else:
@@ -107,8 +109,7 @@ def _fit_to(
 ) -> Fitted:
     """Fit a model to some frames, as stage 1 does; the others are its novel cameras."""
     novel = _subset(scene, job.frames(known)).cameras
-    views = _subset(scene, known)
-    return fit(views, maker.settings.fit, job.seed, early_steps, on_steps, novel=novel)
+    return maker.fit(_subset(scene, known), on_steps, early_steps, novel)
 
 
 def _fit_to_renders(
@@ -128,7 +129,7 @@ def _fit_to_renders(
         for camera in cameras
     ]
     views = Scene(scene.name, cameras, tuple(paths), None)
-    fitted = fit(views, maker.settings.fit, job.seed, (), on_steps)
+    fitted = maker.fit(views, on_steps)
     shutil.rmtree(scratch)
     return fitted
 
@@ -141,10 +142,25 @@ class _PairMaker:
     folder: Path
     settings: PairSettings
     scene: Scene
+    device: torch.device
     rows: list[dict] = field(default_factory=list)
     cloud: SurfaceCloud | None = None  # these three: see `use`
     known: Sequence[int] = ()
     label: str = ""
+
+    def fit(
+        self,
+        views: Scene,
+        on_steps: Callable[[int], None],
+        early_steps: Sequence[int] = (),
+        novel: Cameras | None = None,
+    ) -> Fitted:
+        """Fit Gaussians to the views on the job's device, and bring them to the CPU."""
+        found = fit(
+            *(views, self.settings.fit, self.job.seed, early_steps, on_steps, self.device, novel)
+        )
+        early = [model.to(CPU) for model in found.early]
+        return found._replace(gaussians=found.gaussians.to(CPU), early=early)
 
     def use(self, cloud: SurfaceCloud, known: Sequence[int], label: str = "") -> None:
         """From now on draw guidance from `cloud`, take references from `known`, and tell names apart by `label`."""

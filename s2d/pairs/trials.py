@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from s2d.cameras import Cameras
-from s2d.device import Choice, DeviceUnusable, choose_device, free_memory, run_on
+from s2d.device import Choice, DeviceUnusable, choose_device, run_on
 from s2d.files import atomic_write_json, fsync_dir
 from s2d.guidance.cloud import SurfaceCloud
 from s2d.guidance.render import render_cloud
@@ -30,14 +30,13 @@ from s2d.log import logger, progress
 from s2d.model_folder import render_name
 from s2d.pairs.dataset import PARTIAL, read_json
 from s2d.pairs.fit import CPU, FitSettings, fit
-from s2d.pairs.workers import run_jobs, usable_cores
+from s2d.pairs.workers import run_jobs, suitable_workers
 from s2d.rasterize import rasterize
 from s2d.scene import Scene, load_scene
 
 RECORD = "trial.json"
 PICTURES = ("render", "guidance", "coverage", "truth")
 MIN_KEPT = 3  # a fit takes two photos
-WORKER_GPU_BYTES = 1 << 30  # an assumption: half for a process's context, half for a fit
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def _make_missing(
     todo = [job for job in jobs if not _is_finished(job, folder)]
     work = partial(make_trial, settings=settings, folder=folder, device=device)
     advice = "close other programs, or pass --trial-views 0"
-    results = run_jobs(work, todo, _num_workers(len(todo), device), advice)
+    results = run_jobs(work, todo, suitable_workers(len(todo), device), advice)
     steps, finished = (len(jobs) - len(todo)) * settings.num_steps, len(jobs) - len(todo)
     # closing: the workers end here, whatever ends the loop.
     with (
@@ -156,14 +155,6 @@ def _make_missing(
             elif event == "done":
                 finished += 1
             bar.update(steps, trials=f"{finished}/{len(jobs)}")
-
-
-def _num_workers(num_jobs: int, device: torch.device) -> int:
-    """How many processes to make trials in: stereo keeps a core each, and on a GPU each takes memory."""
-    most = min(num_jobs, usable_cores())
-    if device.type == "cuda":
-        most = max(1, min(most, free_memory(device)[0] // WORKER_GPU_BYTES))
-    return most
 
 
 def make_trial(

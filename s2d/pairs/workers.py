@@ -16,8 +16,9 @@ import cv2
 import torch
 
 from s2d import log
-from s2d.device import DeviceUnusable
+from s2d.device import DeviceUnusable, free_memory
 
+WORKER_GPU_BYTES = 1 << 30  # an assumption: half for a process's context, half for a fit
 IDLE_SECONDS = 5.0  # stereo reports nothing, and the progress should show that time goes on
 
 
@@ -95,6 +96,14 @@ def run_jobs(
 def usable_cores() -> int:
     """How many processes can run side by side."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def suitable_workers(num_jobs: int, device: torch.device) -> int:
+    """How many processes to fit in: stereo keeps a core each, and on a GPU each takes memory."""
+    most = min(num_jobs, usable_cores())
+    if device.type == "cuda":
+        most = max(1, min(most, free_memory(device)[0] // WORKER_GPU_BYTES))
+    return most
 
 
 def _work(connection: Connection, work: Callable[..., Any]) -> None:
