@@ -32,7 +32,13 @@ from s2d.config import no_effect, run_script
 from s2d.depth_io import read_depth
 from s2d.device import choose_device, run_on
 from s2d.files import atomic_write_json
-from s2d.fixed_views import FixedViews, find_fixed_views, fixed_view_reader, view_source
+from s2d.fixed_views import (
+    FixedViews,
+    find_fixed_views,
+    fixed_view_reader,
+    is_worth_training_on,
+    view_source,
+)
 from s2d.gaussians import Checkpoint, load_checkpoint, save_checkpoint
 from s2d.layers.options import LayerFlags, plan_layers
 from s2d.layers.stage import check_strategy, layer_inputs, optimise_layers
@@ -87,10 +93,10 @@ class StageFlags:
     """The scene that stage 0 was run on."""
     model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
     """Output folder OUT; stages 0 to 2 must have finished there."""
-    iterations: int = 8000
+    iterations: int = 10_000
     """Last step, counted on from stage 1's. With --layers, --layer-iters counts instead."""
     pseudo_views: bool = True
-    """Train on stage 2's fixed views as well. Without them stage 2 is not needed."""
+    """Train on stage 2's fixed views as well, unless its trials have switched the fixer off (--fixed-dir OUT/stage2/fixed: then, too). Without them stage 2 is not needed."""
     alpha: float = 0.7
     """Share of kept views among the training samples."""
     beta: float = 0.4
@@ -109,7 +115,7 @@ class StageFlags:
     """Add Gaussians where the views ask for detail."""
     densify_grad_threshold: float = 2e-4
     """2D gradient above which a Gaussian is cloned or split. Lower grows more."""
-    max_gaussians: int = 80_000
+    max_gaussians: int = 120_000
     """Never grow beyond this number."""
     backdrop: bool = True
     """Put a far sphere of smooth colours behind the finished scene, so that what no kept photo shows is not black. With --layers it is part of the first one."""
@@ -164,9 +170,12 @@ def main(cfg: Config) -> Path:
     kept = kept_views(cfg.source, stage0.dir, split)
     novel = Cameras.from_json(stage0.dir / "novel_cameras.json")
     paths = None
-    if cfg.pseudo_views:
+    stage2 = f"stage2{at.suffix}"
+    if cfg.pseudo_views and (cfg.fixed_dir or is_worth_training_on(cfg.model_dir, stage2)):
         folders = (cfg.fixed_dir, cfg.fixed_mask_dir, cfg.fixed_confidence_dir)
-        paths = find_fixed_views(cfg.model_dir, reach.names, *folders, f"stage2{at.suffix}")
+        paths = find_fixed_views(cfg.model_dir, reach.names, *folders, stage2)
+    elif cfg.pseudo_views:
+        logger.info("stage3: on the kept photos alone, because trials have switched the fixer off")
     inputs = {"stage0": stage0, "kept photos": list(kept.image_paths)}
     if start is not None:
         inputs["start_checkpoint"] = start

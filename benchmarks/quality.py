@@ -48,6 +48,7 @@ from s2d.split import Split
 from s2d.stage_io import Manifest, require_stage
 
 SCORES = "scores.json"
+STAGES: dict[str, Any] = {"stage1": stage1, "stage2": stage2, "stage3": stage3}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Quality:
     """Run variants of the stages' settings over scenes, view counts and seeds, and compare each with the defaults."""
 
     variants: str = "strategies"
-    """A name in configs/quality/, or a file of your own: variant → flags of stages 1, 2 and 3."""
+    """A name in configs/quality/, or a file of your own: variant → flags of stages 1, 2 and 3; those of one alone below its name, as {stage3: {alpha: 1}}."""
     only: tuple[str, ...] = ()
     """Only these variants (and the default). Without: all of the file."""
     scenes: tuple[str, ...] = ("all",)
@@ -122,9 +123,17 @@ def read_variants(cfg: Quality) -> dict[str, dict[str, Any]]:
     content = yaml.safe_load(path.read_text("utf-8"))
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise ValueError(f"{path}: expected lines `variant: {{flag: value}}`.")
-    known = flags_of(stage1.Config) | flags_of(stage2.Config) | flags_of(stage3.Config)
     for variant, flags in content.items():
-        unknown = [key for key in flags if key not in known]
+        used = [own_flags(name, flags) for name in STAGES]
+        unknown = [
+            key for key in flags if key not in STAGES and not any(key in own for own in used)
+        ]
+        unknown += [
+            f"{key} for {name}"
+            for name in STAGES
+            for key in flags.get(name, {})
+            if key not in flags_of(STAGES[name].Config)
+        ]
         if unknown:
             raise ValueError(
                 f"{path}: {variant}: none of stages 1, 2 and 3 has a flag {unknown[0]}. See docs/strategies.md."
@@ -134,6 +143,12 @@ def read_variants(cfg: Quality) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path} has no variant {missing[0]}. Expected: {', '.join(content)}.")
     chosen = cfg.only or tuple(content)
     return {DEFAULT: {}} | {name: content[name] for name in content if name in chosen}
+
+
+def own_flags(stage: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a variant's flags that are of one stage: what it has of them, and what stands below its name for it alone."""
+    known = flags_of(STAGES[stage].Config)
+    return {name: flags[name] for name in flags if name in known} | flags.get(stage, {})
 
 
 def flags_of(config: type) -> set[str]:
@@ -235,19 +250,19 @@ def run_variant(
             (out / name).unlink()
     started = time.monotonic()
     common = {"source": source, "model_dir": out, "seed": seed, "overwrite": True}
-    same_start = variant != DEFAULT and not flags_of(stage1.Config) & set(flags)
-    last = share_stage(first, out, "stage1") if same_start else train(stage1, cfg, common, flags)
+    same_start = variant != DEFAULT and not own_flags("stage1", flags)
+    last = share_stage(first, out, "stage1") if same_start else train("stage1", cfg, common, flags)
     found: dict[str, Any] = {"key": key}
     if cfg.last_stage == 3:
         if same_start:
             found["stage1"] = json.loads((first / SCORES).read_text("utf-8"))["stage1"]
         else:
             found["stage1"] = score(out, source, last.info["iteration"], network)
-        if same_start and not flags_of(stage2.Config) & set(flags):
+        if same_start and not own_flags("stage2", flags):
             share_stage(first, out, "stage2")
         else:
             repair(out, fixer, seed, flags)
-        last = train(stage3, cfg, common, flags)
+        last = train("stage3", cfg, common, flags)
     found |= {
         "num_gaussians": last.info["num_gaussians"],
         "seconds": time.monotonic() - started,
@@ -288,8 +303,7 @@ def share_stage(first: Path, out: Path, name: str) -> Manifest:
 
 def repair(out: Path, weights: Path | None, seed: int, flags: Mapping[str, Any]) -> None:
     """Run stage 2 with those of the flags that it has; the weights are for the compact fixer."""
-    known = flags_of(stage2.Config)
-    mine = {name: value for name, value in flags.items() if name in known}
+    mine = own_flags("stage2", flags)
     common = {"model_dir": out, "seed": seed, "overwrite": True}
     if weights is None:
         run_script(stage2, {**common, "fixer": "analytic", "trial_views": 0, **mine})
@@ -310,10 +324,11 @@ def shipped(weights: Path) -> Iterator[None]:
         choice.SHIPPED_WEIGHTS = before
 
 
-def train(script: Any, cfg: Quality, common: Mapping[str, Any], flags: Mapping[str, Any]) -> Any:
-    """Run stage 1 or 3 with those of the flags that it has; returns its manifest."""
-    known = flags_of(script.Config)
-    mine = {name: value for name, value in flags.items() if name in known}
+def train(
+    stage: str, cfg: Quality, common: Mapping[str, Any], flags: Mapping[str, Any]
+) -> Manifest:
+    """Run stage 1 or 3 with its flags; returns its manifest."""
+    script, mine = STAGES[stage], own_flags(stage, flags)
     folder = run_script(script, {**common, **scaled_flags(script.Config, cfg.scale), **mine})
     return require_stage(folder.parent, folder.name)
 

@@ -75,6 +75,21 @@ def find_fixed_views(
     return FixedPaths(*folders, {name: path for name, path in paths.items() if path.is_file()})
 
 
+def is_worth_training_on(model_dir: Path, stage: str = "stage2") -> bool:
+    """Whether the fixed views say anything that stage 1's model does not know itself.
+
+    Where trials have switched the fixer off they are its own renders, which only hold back what photos would still improve; the mean of
+    an ensemble's renders is better than they are.
+
+    Raises:
+        FileNotFoundError: Stage 2 has not finished.
+    """
+    stage2 = require_stage(model_dir, stage)
+    if not stage2.info.get("off", False) or stage2.config["stage1_novel_render_dir"] is not None:
+        return True
+    return require_stage(model_dir, "stage1").config["ensemble"] > 1
+
+
 def fixed_view_reader(novel: Cameras, paths: FixedPaths, beta: float) -> FixedViews:
     """Return what reads a pseudo view; `beta` is the weight of the gradient in unguided pixels."""
     sizes = dict(zip(novel.names, novel.sizes, strict=True))

@@ -114,4 +114,4 @@ def test_train_hands_its_flags_to_the_stages(monkeypatch):
     assert zeroth == ["-s", "S", "-m", "O", "--keep-count", "3", "--eval"]
     cfg = parse_config(stage3.Config, "stage3_3dgs_mixed_opt", rest)
     assert cfg.layers == (4.0, 1.0) and cfg.freeze == "all" and cfg.layer_sh_cull
-    assert not cfg.pseudo_views and cfg.max_gaussians == 80_000
+    assert not cfg.pseudo_views and cfg.max_gaussians == stage3.Config.max_gaussians

@@ -20,10 +20,9 @@ def test_the_variants_of_the_repository_are_flags_of_the_stages(name):
     variants = quality.read_variants(Quality(variants=name))
     assert next(iter(variants)) == DEFAULT and variants[DEFAULT] == {}
     assert len(variants) > (10 if name == "strategies" else 1)
-    for script in (quality.stage1, quality.stage2, quality.stage3):
-        known = quality.flags_of(script.Config)
+    for stage, script in quality.STAGES.items():
         for flags in variants.values():
-            mine = {key: value for key, value in flags.items() if key in known}
+            mine = quality.own_flags(stage, flags)
             argv = quality.arguments({"source": "a", "model_dir": "b", **mine})
             cfg = quality.parse_config(script.Config, script.__name__, argv)
             if script is not quality.stage2:  # which checks its flags as it goes
@@ -34,6 +33,10 @@ def test_the_variants_of_the_repository_are_flags_of_the_stages(name):
     ("text", "words"),
     [
         ("a: {droput: 0.2}", "a: none of stages 1, 2 and 3 has a flag droput"),
+        (
+            "a: {stage3: {sample_iteration: 5}}",
+            "none of stages 1, 2 and 3 has a flag sample_iteration for stage3",
+        ),
         ("- a", "expected lines"),
         ("a: 3", "expected lines"),
     ],
@@ -51,6 +54,13 @@ def test_an_unknown_variant_lists_what_there_is():
     assert list(quality.read_variants(Quality(only=("mcmc",)))) == [DEFAULT, "mcmc"]
 
 
+def test_a_flag_of_two_stages_can_be_set_in_one():
+    flags = {"max_gaussians": 7, "alpha": 0.5, "stage3": {"max_gaussians": 9}}
+    own = {stage: quality.own_flags(stage, flags) for stage in quality.STAGES}
+    assert own["stage1"] == {"max_gaussians": 7} and own["stage2"] == {}
+    assert own["stage3"] == {"max_gaussians": 9, "alpha": 0.5}
+
+
 def test_flags_as_a_command_line_has_them():
     assert quality.arguments({"densify": False, "smoothing": True, "max_scale": 0.1}) == [
         "--no-densify", "--smoothing", "--max-scale", "0.1",
@@ -62,7 +72,7 @@ def test_scale_one_changes_nothing_and_less_shrinks_schedule_and_budget():
     flags = quality.scaled_flags(quality.stage1.Config, 0.25)
     assert flags["sample_iteration"] == 1000 and flags["max_gaussians"] == 15000
     assert flags["densify_from"] == 125 and flags["densify_every"] == 25
-    assert quality.scaled_flags(quality.stage3.Config, 0.25)["iterations"] == 2000
+    assert quality.scaled_flags(quality.stage3.Config, 0.25)["iterations"] == 2500
 
 
 def test_differences_are_paired_by_setting_and_seed():

@@ -14,7 +14,7 @@ from tiny_pairs import TINY, save_tiny
 import stage2_artifact_fix
 from s2d.cameras import Cameras
 from s2d.device import Choice, DeviceUnusable
-from s2d.fixed_views import find_fixed_views, fixed_view_reader
+from s2d.fixed_views import find_fixed_views, fixed_view_reader, is_worth_training_on
 from s2d.fixer import judge as judging
 from s2d.fixer import novel_views
 from s2d.fixer.adaptation import AdaptSettings, adapt, as_pair
@@ -288,6 +288,18 @@ def test_a_harmful_fixer_is_not_used(copied, tiny_scene, monkeypatch, in_process
     for path in trials.glob("*_calibrated.png"):
         render = path.with_name(path.name.replace("_calibrated", "_render"))
         assert torch.equal(read_image(path), read_image(render))
+    # Its own renders teach a model nothing.
+    run("stage3", tiny_scene, copied, "--overwrite")
+    assert require_stage(copied, "stage3").info["kept_share"] == 1
+    fixed_dir = str(copied / "stage2/fixed")
+    run("stage3", tiny_scene, copied, "--overwrite", "--fixed-dir", fixed_dir)
+    assert require_stage(copied, "stage3").info["kept_share"] < 1
+    manifest = copied / "stage1/manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content["config"]["ensemble"] == 1 and not is_worth_training_on(copied)
+    content["config"]["ensemble"] = 2
+    manifest.write_text(json.dumps(content))
+    assert is_worth_training_on(copied)
 
 
 def test_an_interrupted_run_makes_no_trial_again(

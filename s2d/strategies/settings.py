@@ -41,7 +41,7 @@ class Strategy:
     prune_floaters: bool = False
     """Remove Gaussians that stand where more photos, by stage 0's depth, see through than see a surface."""
     clearance: float = 0.5
-    """Nothing stands where people look from: at the kept cameras and on the ways between neighbours, this share of the distance to the nearest point of stage 0 is kept clear. 0 disables."""
+    """Nothing stands where people look from: at the kept cameras, on the ways between neighbours and at the novel cameras, this share of the distance to the nearest point of stage 0 is kept clear. 0 disables."""
     grow: Literal["gradient", "residual", "mcmc"] = "gradient"
     """What asks for more Gaussians: the 2D gradient; the photos' residual; or MCMC, which moves the faint to where opacity is and adds noise."""
     growth: float = 0.05
