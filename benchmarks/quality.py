@@ -121,7 +121,11 @@ def read_variants(cfg: Quality) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"--variants: no file {path}. Give one of configs/quality/.")
     content = yaml.safe_load(path.read_text("utf-8"))
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+    is_nested = isinstance(content, dict) and all(
+        isinstance(flags, dict) and all(isinstance(flags.get(name, {}), dict) for name in STAGES)
+        for flags in content.values()
+    )
+    if not is_nested:
         raise ValueError(f"{path}: expected lines `variant: {{flag: value}}`.")
     for variant, flags in content.items():
         used = [own_flags(name, flags) for name in STAGES]

@@ -39,6 +39,7 @@ def test_the_variants_of_the_repository_are_flags_of_the_stages(name):
         ),
         ("- a", "expected lines"),
         ("a: 3", "expected lines"),
+        ("a: {stage3: 3}", "expected lines"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, text, words):

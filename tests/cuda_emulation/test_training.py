@@ -43,7 +43,7 @@ class Known:
     """`Evidence` of depths that need no files."""
 
     def __init__(self):
-        self.kept = SimpleNamespace(cameras=rig()[:2])
+        self.kept, self.novel = SimpleNamespace(cameras=rig()[:2]), rig()[2:]
         x = torch.arange(WIDTH) / WIDTH
         picture = (3.8 + 0.4 * x).expand(HEIGHT, WIDTH), (0.5 + 0.5 * x).expand(HEIGHT, WIDTH)
         self.depths = {name: picture for name in NAMES[:2]}
