@@ -93,7 +93,7 @@ class StageFlags:
     """The scene that stage 0 was run on."""
     model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
     """Output folder OUT; stages 0 to 2 must have finished there."""
-    iterations: int = 10_000
+    iterations: int = 9000
     """Last step, counted on from stage 1's. With --layers, --layer-iters counts instead."""
     pseudo_views: bool = True
     """Train on stage 2's fixed views as well, unless its trials have switched the fixer off (--fixed-dir OUT/stage2/fixed: then, too). Without them stage 2 is not needed."""
@@ -115,7 +115,7 @@ class StageFlags:
     """Add Gaussians where the views ask for detail."""
     densify_grad_threshold: float = 2e-4
     """2D gradient above which a Gaussian is cloned or split. Lower grows more."""
-    max_gaussians: int = 120_000
+    max_gaussians: int = 100_000
     """Never grow beyond this number."""
     backdrop: bool = True
     """Put a far sphere of smooth colours behind the finished scene, so that what no kept photo shows is not black. With --layers it is part of the first one."""

@@ -73,7 +73,7 @@ def test_scale_one_changes_nothing_and_less_shrinks_schedule_and_budget():
     flags = quality.scaled_flags(quality.stage1.Config, 0.25)
     assert flags["sample_iteration"] == 1000 and flags["max_gaussians"] == 15000
     assert flags["densify_from"] == 125 and flags["densify_every"] == 25
-    assert quality.scaled_flags(quality.stage3.Config, 0.25)["iterations"] == 2500
+    assert quality.scaled_flags(quality.stage3.Config, 0.25)["iterations"] == 2250
 
 
 def test_differences_are_paired_by_setting_and_seed():
