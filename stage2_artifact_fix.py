@@ -196,9 +196,6 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
             if verdict.summary is not None:
                 stage.info["decision"] = verdict.summary["decision"]
                 stage.info["calibrated"] = verdict.calibration is not None
-                stage.info["off"] = (
-                    verdict.calibration is not None and not verdict.calibration.is_used
-                )
     copy_results(stage.dir / "fixed", cfg.fixed_dir)
     copy_results(stage.dir / "mask", cfg.fixed_mask_dir)
 

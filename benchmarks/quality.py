@@ -127,11 +127,9 @@ def read_variants(cfg: Quality) -> dict[str, dict[str, Any]]:
     )
     if not is_nested:
         raise ValueError(f"{path}: expected lines `variant: {{flag: value}}`.")
+    known = set().union(*(flags_of(script.Config) for script in STAGES.values()))
     for variant, flags in content.items():
-        used = [own_flags(name, flags) for name in STAGES]
-        unknown = [
-            key for key in flags if key not in STAGES and not any(key in own for own in used)
-        ]
+        unknown = [key for key in flags if key not in STAGES and key not in known]
         unknown += [
             f"{key} for {name}"
             for name in STAGES

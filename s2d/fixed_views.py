@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from s2d.cameras import Cameras
+from s2d.fixer.judge import is_off
 from s2d.images import read_image, resize_image
 from s2d.losses import novel_view_weight
 from s2d.model_folder import render_name
@@ -85,7 +86,7 @@ def is_worth_training_on(model_dir: Path, stage: str = "stage2") -> bool:
         FileNotFoundError: Stage 2 has not finished.
     """
     stage2 = require_stage(model_dir, stage)
-    if not stage2.info.get("off", False) or stage2.config["stage1_novel_render_dir"] is not None:
+    if not is_off(stage2.dir) or stage2.config["stage1_novel_render_dir"] is not None:
         return True
     return require_stage(model_dir, "stage1").config["ensemble"] > 1
 

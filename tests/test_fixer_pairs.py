@@ -309,6 +309,12 @@ def test_models_are_fitted_on_the_device_that_is_asked_for(tiny_scene, tmp_path,
     record = Dataset(tmp_path).work(job, SETTINGS, lambda num: None, torch.device("cuda"))
     assert record["pairs"] and [device.type for device, _ in asked] == ["cuda"]
     assert len(asked[0][1]) == job.scene.num_views - 3  # it knows where it will be rendered
+    # Done when another job's GPU failed: what goes on on the CPU finds its pictures in their place.
+    row, dataset = record["pairs"][0], Dataset(tmp_path)
+    picture = tmp_path / f"{row['split']}_A" / row["name"]
+    assert not picture.exists()
+    monkeypatch.setattr("s2d.pairs.dataset._link", lambda *_: None)
+    assert make_fixer_pairs.unfinished(dataset, [job]) == [] and picture.exists()
 
 
 def test_a_gpu_that_fails_is_not_a_failed_fit(tiny_scene, tmp_path, monkeypatch):

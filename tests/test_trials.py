@@ -300,6 +300,13 @@ def test_a_harmful_fixer_is_not_used(copied, tiny_scene, monkeypatch, in_process
     content["config"]["ensemble"] = 2
     manifest.write_text(json.dumps(content))
     assert is_worth_training_on(copied)
+    content["config"]["ensemble"] = 1
+    manifest.write_text(json.dumps(content))
+    manifest = copied / "stage2/manifest.json"
+    content = json.loads(manifest.read_text())
+    content["config"]["stage1_novel_render_dir"] = "renders of another model"
+    manifest.write_text(json.dumps(content))
+    assert is_worth_training_on(copied)
 
 
 def test_an_interrupted_run_makes_no_trial_again(

@@ -127,10 +127,7 @@ def make_pairs(
         for name, source in found.items()
     ]
     jobs = plan_jobs(scenes, cfg.keep_counts, cfg.seeds, cfg.kinds)
-    todo = [job for job in jobs if not dataset.is_finished(job)]
-    for job in jobs:
-        if job not in todo:  # a run that was killed may have left pictures to move
-            dataset.collect(job.name)
+    todo = unfinished(dataset, jobs)
     if not todo and (dataset.dir / MANIFEST).is_file():
         logger.info("%s is up to date: all %d jobs are finished", dataset.dir, len(jobs))
         return
@@ -151,6 +148,17 @@ def make_pairs(
     report(manifest, dataset)
 
 
+def unfinished(dataset: Dataset, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs to be done; moves pictures of the others that a run has left where it was killed, or where its GPU failed."""
+    todo = []
+    for job in jobs:
+        if dataset.is_finished(job):
+            dataset.collect(job.name)
+        else:
+            todo.append(job)
+    return todo
+
+
 def work(
     cfg: Config,
     dataset: Dataset,
@@ -159,7 +167,7 @@ def work(
     device: torch.device,
 ) -> None:
     """Run what is not finished in worker processes; moves what they finish and shows how far they are."""
-    todo = [job for job in jobs if not dataset.is_finished(job)]
+    todo = unfinished(dataset, jobs)
     num_workers = min(cfg.workers or suitable_workers(len(todo), device), len(todo))
     total = sum(job.num_steps(settings) for job in todo)
     logger.info(

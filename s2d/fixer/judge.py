@@ -114,6 +114,15 @@ def publish(verdict: Verdict, scratch: Path, stage_dir: Path) -> None:
         shutil.copyfile(scratch / ADAPTED, stage_dir / ADAPTED)
 
 
+def is_off(stage_dir: Path) -> bool:
+    """Whether the trials of a finished stage 2 have switched the fixer off, so that its views are the renders that it was given."""
+    path = stage_dir / VERDICT
+    if not path.is_file():
+        return False
+    calibration = json.loads(path.read_text(encoding="utf-8"))["calibration"]
+    return calibration is not None and not Calibration.from_dict(calibration).is_used
+
+
 def read_trial(pair: TrialPair, picture: str) -> Trial:
     """A trial with one of its pictures as the fixed view."""
     names = ("render", picture, "guidance", "coverage", "truth")

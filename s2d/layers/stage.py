@@ -111,7 +111,7 @@ def optimise_layers(
         strategy=cfg.strategy,
         backdrop=cfg.backdrop,
         novel=novel.names if trains_on_novel else (),
-        looks=novel,
+        novel_cameras=novel,
         initial=initial_rows(initial_levels(cfg.model_dir), len(cfg.layers), cfg.layer_sh_degree),
         depth=partial(read_depth, stage0_dir),
         alpha=cfg.alpha,

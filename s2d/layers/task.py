@@ -47,8 +47,8 @@ class LayerTask:
     """Put a backdrop behind the first layer, as rows of it."""
     novel: tuple[str, ...] = ()
     """Names of pseudo views, if they are trained on."""
-    looks: Cameras | None = None
-    """Novel cameras, trained on or not, whose places are kept clear."""
+    novel_cameras: Cameras | None = None
+    """All of them, trained on or not: their places are kept clear."""
     initial: tuple[Gaussians, ...] = ()
     """New rows per layer, instead of points."""
     depth: Callable[[str], tuple[Tensor, Tensor]] | None = None

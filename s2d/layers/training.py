@@ -170,7 +170,7 @@ def _train_layer(
         use_strategies(
             *(run, task.strategy, task.photos, task.points.points, task.depth, last),
             seed=task.seed + number,
-            novel=task.looks,
+            novel=task.novel_cameras,
         )
     foundation = Foundation.of(run.gaussians, num_below, task.flags.freeze)
     loop = LayerLoop(task, layer, run, foundation, first_step)

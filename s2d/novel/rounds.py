@@ -21,8 +21,7 @@ from pathlib import Path
 
 from s2d.cameras import Cameras
 from s2d.files import atomic_write_json
-from s2d.fixer.calibration import Calibration
-from s2d.fixer.judge import ADAPTED, PICTURES, VERDICT
+from s2d.fixer.judge import ADAPTED, PICTURES, VERDICT, is_off
 from s2d.images import read_image
 from s2d.model_folder import kept_views, render_name, stage1_checkpoint
 from s2d.split import Split
@@ -198,10 +197,4 @@ def _why_not(stage0: Manifest, first: tuple[str, ...], new: tuple[str, ...]) -> 
 
 def _no_gain(model_dir: Path) -> str | None:
     """What the first round's trials have to say: renders that nothing improves teach a model only itself."""
-    path = model_dir / "stage2_round1" / VERDICT
-    if not path.is_file():
-        return None
-    calibration = json.loads(path.read_text(encoding="utf-8"))["calibration"]
-    if calibration is None or Calibration.from_dict(calibration).is_used:
-        return None
-    return "the fixer improves no trial"
+    return "the fixer improves no trial" if is_off(model_dir / "stage2_round1") else None
