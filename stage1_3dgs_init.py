@@ -34,7 +34,7 @@ from s2d.hier.weights import find_weights
 from s2d.log import logger, progress
 from s2d.memory_plan import DataDevice, TrainingMemory
 from s2d.model_folder import copy_results, kept_views, point_cloud_name, write_cameras_json
-from s2d.optim import LearningRates, active_sh_degree, scene_extent, set_means_rate
+from s2d.optim import FEW_STEPS, LearningRates, active_sh_degree, scene_extent, set_means_rate
 from s2d.ply_io import PointCloud, read_points_ply
 from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import Refinement, RefinementRates, register_cameras, write_refinement
@@ -92,6 +92,8 @@ class Config:
     """Weight of the mean opacity in the loss: fades what no photo needs. 0 disables."""
     lr_means: float = 1.6e-4
     """Step size of the centres at the start, in scene extents; falls to a hundredth at the end."""
+    lr_factor: float = FEW_STEPS
+    """Step sizes of sizes, rotations, opacities and colours, as a factor of 3DGS's, which are meant for 30,000 steps."""
     densify: bool = True
     """Add Gaussians where the photos ask for detail."""
     densify_grad_threshold: float = 2e-4
@@ -200,6 +202,7 @@ def check_config(cfg: Config) -> None:
     """Raise before anything is read or written."""
     check_range("sample_iteration", cfg.sample_iteration, 1)
     check_range("checkpoint_every", cfg.checkpoint_every, 1)
+    check_range("lr_factor", cfg.lr_factor, above=0)
     check_range("max_init_points", cfg.max_init_points, 1)
     check_range("sh_degree", cfg.sh_degree, 0, 3)
     check_range("ensemble", cfg.ensemble, 1)
@@ -223,7 +226,7 @@ def optimise(
     checkpoint = stage.scratch / ("run.pth" if member == 0 else f"run_{member}.pth")
     seed = member_seed(cfg.seed, member)
     title = "stage 1" if member == 0 else f"model {member + 1} of {cfg.ensemble}"
-    rates = LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means)
+    rates = LearningRates.of_flags(cfg.lr_means, cfg.lr_factor)
     policy = cfg.strategy.densify_policy(cfg.densify, cfg.densify_grad_threshold, cfg.max_gaussians)
     sh_degree = cfg.strategy.sh_degree(cfg.sh_degree, len(kept))
     sampler = ViewSampler(kept.cameras.names, seed=seed)

@@ -1,7 +1,7 @@
 """Learning rates and the optimiser of the Gaussians.
 
-The table below is the whole of it: which tensor, which rate. The rates are 3DGS's; the one for the centres is in
-units of the scene extent, because positions have no scale of their own.
+The table below is the whole of it: which tensor, which rate. The rates are 3DGS's, which takes 30,000 steps; the stages take a few
+thousand with larger ones (FEW_STEPS). The one for the centres is in units of the scene extent, because positions have no scale of their own.
 
 The optimiser is Adam on the rows that a view saw. Its bias correction counts all steps, not those of a row, as torch's
 does: so a new Gaussian, whose moments start at zero, takes larger steps for a while. The alternatives (a count per row, none
@@ -9,7 +9,7 @@ at all, moments and rows that go on while no view sees them) were measured: LOG.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diff_gaussian_rasterization import SparseGaussianAdam
@@ -20,6 +20,8 @@ from s2d.gaussians import Gaussians
 
 # 3DGS: gradients of single Gaussians are tiny (means over all pixels), so Adam's usual 1e-8 would damp them.
 ADAM_EPS = 1e-15
+# Factor of 3DGS's rates with a third or less of its steps (chosen on ten scenes: docs/strategies.md).
+FEW_STEPS = 2.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,13 @@ class LearningRates:
     sh0: float = 2.5e-3
     shN: float = 2.5e-3 / 20
     """View-dependent colour: slower, or it explains away geometry."""
+
+    @staticmethod
+    def of_flags(lr_means: float, lr_factor: float) -> "LearningRates":
+        """The rates of a stage: of its centres at the start, which fall to a hundredth; 3DGS's times a factor for the rest."""
+        plain = LearningRates(means=lr_means, means_final=0.01 * lr_means)
+        rest = ("log_scales", "quats", "opacity_logits", "sh0", "shN")
+        return replace(plain, **{name: lr_factor * getattr(plain, name) for name in rest})
 
 
 def scene_extent(

@@ -1,6 +1,7 @@
 """The parameter table and the schedules."""
 
 import copy
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -41,6 +42,14 @@ def test_every_tensor_has_its_group_and_the_published_rate():
     assert all(tensor.requires_grad for tensor in gaussians.tensors().values())
     assert rate_of(optimizer, "means") == pytest.approx(3.2e-4)
     assert rate_of(optimizer, "shN") == pytest.approx(rate_of(optimizer, "sh0") / 20)
+
+
+def test_factor_leaves_the_centres_alone():
+    assert asdict(LearningRates.of_flags(1.6e-4, 1.0)) == pytest.approx(asdict(LearningRates()))
+    plain, fast = LearningRates(), LearningRates.of_flags(3e-4, 2.5)
+    assert (fast.means, fast.means_final) == (3e-4, pytest.approx(3e-6))
+    for name in ("log_scales", "quats", "opacity_logits", "sh0", "shN"):
+        assert getattr(fast, name) == pytest.approx(2.5 * getattr(plain, name))
 
 
 def test_position_rate_decays_exponentially_and_scales_with_the_scene():

@@ -12,7 +12,7 @@ from s2d.densify import DensifyPolicy
 from s2d.gaussians import Gaussians, gaussians_from_points
 from s2d.guidance.cloud import SurfaceCloud
 from s2d.guidance.mvs import reconstruct
-from s2d.optim import LearningRates, active_sh_degree, scene_extent, set_means_rate
+from s2d.optim import FEW_STEPS, LearningRates, active_sh_degree, scene_extent, set_means_rate
 from s2d.rasterize import cpus_for_kernels
 from s2d.sampling import ViewSampler
 from s2d.scene import Scene
@@ -83,7 +83,7 @@ def fit(
     guessed = hole_points(views, depths)
     points, rgbs, _ = starting_points(known, guessed, settings.max_init_points, FILL_SHARE)
     gaussians = gaussians_from_points(points.to(device), rgbs.to(device), settings.sh_degree)
-    rates = LearningRates()
+    rates = LearningRates.of_flags(LearningRates.means, FEW_STEPS)
     extent = scene_extent(views.cameras, cloud.points)
     run = start_run(gaussians, rates, extent, ViewSampler(views.names, seed=seed), seed)
     use_strategies(
