@@ -25,19 +25,22 @@ from s2d.strategies.support import LEVELS, Support, draw_support
 
 
 def test_plain_training_is_not_active_and_every_strategy_switches_on():
-    assert not Strategy(dropout=0, clearance=0).active
+    assert not Strategy(dropout=0, clearance=0, isolation=0).active
     # Numbers of ordinary training.
-    assert not Strategy(dropout=0, clearance=0, sh_by_views=True, densify_from=10).active
+    assert not Strategy(
+        dropout=0, clearance=0, isolation=0, sh_by_views=True, densify_from=10
+    ).active
     assert Strategy().active and not Strategy().chosen and not Strategy(densify_from=10).chosen
     for change in (
         {"dropout": 0.1},
         {"clearance": 0.3},
+        {"isolation": 0.3},
         {"grow": "mcmc"},
         {"smoothing": True},
         {"prune_support": 1.0},
     ):
         assert Strategy(**change).chosen
-        assert Strategy(**{"dropout": 0, "clearance": 0, **change}).active
+        assert Strategy(**{"dropout": 0, "clearance": 0, "isolation": 0, **change}).active
     Strategy().check()
 
 

@@ -163,5 +163,5 @@ def test_flags_yaml_and_manifest_have_the_same_flat_names(stage, tmp_path):
 def test_strategies_that_layers_do_not_have_are_refused(tmp_path):
     script = importlib.import_module("stage3_3dgs_mixed_opt")
     argv = ["-s", "a", "-m", str(tmp_path), "--layers", "2,1", "--dropout", "0.1", "--support"]
-    with pytest.raises(ValueError, match="takes --dropout and --clearance alone"):
+    with pytest.raises(ValueError, match="takes --dropout, --clearance and --isolation alone"):
         script.main(parse_config(script.Config, "stage3_3dgs_mixed_opt", argv))

@@ -51,9 +51,11 @@ class LayeredConfig(Protocol):
 
 def check_strategy(strategy: Strategy) -> None:
     """Raise ValueError if a strategy is on that layers do not have; called before anything is read."""
-    if replace(strategy, dropout=None, clearance=Strategy().clearance).chosen:
+    default = Strategy()
+    taken = {"clearance": default.clearance, "isolation": default.isolation}
+    if replace(strategy, dropout=None, **taken).chosen:
         raise ValueError(
-            "Of the strategies' flags (docs/strategies.md) --layers takes --dropout and --clearance alone. Leave the others out."
+            "Of the strategies' flags (docs/strategies.md) --layers takes --dropout, --clearance and --isolation alone. Leave the others out."
         )
 
 

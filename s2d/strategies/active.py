@@ -25,6 +25,7 @@ from s2d.strategies.depth_supervision import (
 )
 from s2d.strategies.evidence import Evidence
 from s2d.strategies.floaters import floaters
+from s2d.strategies.isolation import Surfaces
 from s2d.strategies.mcmc import add_noise, relocate_and_grow
 from s2d.strategies.opacity_decay import decay_opacity
 from s2d.strategies.residual import most_wanted, residual_scores
@@ -195,8 +196,14 @@ class ActiveStrategies:
         return state
 
     def in_the_way(self, gaussians: Gaussians) -> Tensor | None:
-        """Whether each stands where people look from [N]; None without --clearance."""
-        return in_the_way(gaussians, self._ways) if self.settings.clearance else None
+        """Whether each stands where people look from, or alone in the open [N]; None without --clearance and --isolation."""
+        settings, found = self.settings, None
+        if settings.clearance:
+            found = in_the_way(gaussians, self._ways)
+        if settings.isolation:
+            alone = self._surfaces.isolated(gaussians, settings.isolation)
+            found = alone if found is None else found | alone
+        return found
 
     def clear(self, gaussians: Gaussians, optimizer: SparseGaussianAdam) -> Tensor | None:
         """Remove what has come to stand where people look from; returns the rows that stay [M], None if all do."""
@@ -262,6 +269,11 @@ class ActiveStrategies:
     def _ways(self) -> Ways:
         known = self.evidence
         return clear_ways(known.kept.cameras, known.points, self.settings.clearance, known.novel)
+
+    @cached_property
+    def _surfaces(self) -> Surfaces:
+        known = self.evidence
+        return Surfaces(known.kept, known.points, known.known_depths())
 
     def _binocular(self, camera: Cameras, step: int) -> bool:
         settings = self.settings

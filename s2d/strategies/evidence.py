@@ -1,6 +1,7 @@
 """What strategies may know beside the view of a step: the kept photos, their cameras, stage 0's points and its depth of the photos, and the novel cameras."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 
 import torch
@@ -48,6 +49,14 @@ class Evidence:
             ValueError: a file is damaged, or of another size than the photo.
         """
         return {camera.names[0]: self._depth(camera) for camera in self.kept.cameras}
+
+    def known_depths(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The same of those kept views that stage 0 has written one for, on the CPU."""
+        known = {}
+        for camera in self.kept.cameras:
+            with suppress(FileNotFoundError):
+                known[camera.names[0]] = tuple(part.cpu() for part in self._depth(camera))
+        return known
 
     def _depth(self, camera: Cameras) -> tuple[Tensor, Tensor]:
         name = camera.names[0]

@@ -42,6 +42,8 @@ class Strategy:
     """Remove Gaussians that stand where more photos, by stage 0's depth, see through than see a surface."""
     clearance: float = 0.5
     """Nothing stands where people look from: at the kept cameras, on the ways between neighbours and at the novel cameras, this share of the distance to the nearest point of stage 0 is kept clear. 0 disables."""
+    isolation: float = 0.1
+    """Remove Gaussians farther from all surfaces than this share of their distance to the nearest kept camera; surfaces are stage 0's points and the smooth continuation of its depth. 0 disables."""
     grow: Literal["gradient", "residual", "mcmc"] = "gradient"
     """What asks for more Gaussians: the 2D gradient; the photos' residual; or MCMC, which moves the faint to where opacity is and adds noise."""
     growth: float = 0.05
@@ -68,7 +70,7 @@ class Strategy:
     @property
     def active(self) -> bool:
         """Whether a training step differs from that of plain 3DGS."""
-        return self._differs_from(Strategy(dropout=0, clearance=0))
+        return self._differs_from(Strategy(dropout=0, clearance=0, isolation=0))
 
     @property
     def chosen(self) -> bool:
@@ -126,7 +128,7 @@ class Strategy:
             check_range(name, getattr(self, name), 0, 1)
         for name in ("binocular_weight", "depth_weight", "normal_weight", "smooth_weight"):
             check_range(name, getattr(self, name), 0)
-        for name in ("max_scale", "growth", "scale_weight", "prune_support"):
+        for name in ("max_scale", "growth", "scale_weight", "prune_support", "isolation"):
             check_range(name, getattr(self, name), 0)
         if self.max_elongation != 0:
             check_range("max_elongation", self.max_elongation, 1, hint="0 disables.")
