@@ -1,7 +1,5 @@
 """Drawing a cloud: against a naive z-buffer, and what must never shine through."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import native_build
@@ -209,22 +207,3 @@ def test_scene_glb_holds_points_and_cameras(tmp_path):
     assert np.allclose(segments[0, 0], [1, 0, 0], atol=1e-6)
     corner = segments[0, 1] - [1, 0, 0]
     assert np.allclose(corner, [-83.3 / 150 * 0.5, -57.9 / 150 * 0.5, 0.5], atol=1e-5)
-
-
-def test_scene_glb_needs_nothing_that_only_the_tests_install(tmp_path):
-    """trimesh has shortcuts that import scipy, which requirements.txt does not have."""
-    source = (
-        "import sys, torch\n"
-        "sys.modules['scipy'] = sys.modules['networkx'] = None\n"
-        "from s2d.cameras import Cameras\n"
-        "from s2d.guidance.cloud import SurfaceCloud\n"
-        "from s2d.guidance.scene_glb import write_scene_glb\n"
-        "cloud = SurfaceCloud.load(sys.argv[1])\n"
-        "cameras = Cameras(torch.eye(4)[None], torch.eye(3)[None], ((2, 2),), ('a.png',))\n"
-        "write_scene_glb(sys.argv[2], cloud, cameras, cameras.renamed(['b.png']))\n"
-    )
-    wall(2.0, (0.2, 0.4, 0.6), 0.5).save(tmp_path / "cloud.npz")
-    command = [sys.executable, "-c", source, tmp_path / "cloud.npz", tmp_path / "scene.glb"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "scene.glb").stat().st_size > 1000

@@ -36,7 +36,7 @@ def write_scene_glb(path: Path, cloud: SurfaceCloud, kept: Cameras, novel: Camer
     for name, cameras, colour in (("kept", kept, KEPT_COLOUR), ("novel", novel, NOVEL_COLOUR)):
         if len(cameras):
             ends = frusta(cameras, size).reshape(-1, 3)
-            # Not load_path: it joins the lines to longer ones, and needs scipy for that.
+            # Not load_path: it takes time to join the lines to longer ones.
             lines = [Line([end, end + 1]) for end in range(0, len(ends), 2)]
             path3d = trimesh.path.Path3D(lines, ends, process=False)
             path3d.colors = np.tile(colour, (len(path3d.entities), 1))
