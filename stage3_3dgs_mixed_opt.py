@@ -38,9 +38,8 @@ from s2d.fixed_views import (
     fixed_view_reader,
     is_worth_training_on,
     view_source,
-    weigh_less,
 )
-from s2d.gaussians import Checkpoint, concatenate, load_checkpoint, save_checkpoint
+from s2d.gaussians import Checkpoint, load_checkpoint, save_checkpoint
 from s2d.layers.options import LayerFlags, plan_layers
 from s2d.layers.stage import check_strategy, layer_inputs, optimise_layers
 from s2d.log import logger, progress
@@ -61,10 +60,9 @@ from s2d.novel.rounds import (
     round_start,
 )
 from s2d.optim import FEW_STEPS, LearningRates, active_sh_degree, set_means_rate
-from s2d.photo_agreement import PhotoAgreement
 from s2d.ply_io import read_points_ply
 from s2d.rasterize import cpus_for_kernels
-from s2d.refinement import RefinementRates, learned_views, start_refinement, write_refinement
+from s2d.refinement import RefinementRates, start_refinement, write_refinement
 from s2d.renders import render_views
 from s2d.sampling import SampleDrop, ViewSampler
 from s2d.saved_runs import load_run, run_checkpoint, save_run, saved_backdrop
@@ -103,8 +101,6 @@ class StageFlags:
     """Share of kept views among the training samples."""
     beta: float = 0.4
     """Weight of the gradient in unguided pixels of fixed views. 1 disables the weighting."""
-    seen_weight: float = 0.1
-    """Factor of that weight where two kept photos or more show what stage 1's model shows already, at one depth and in one colour. 1 disables. Not with --layers."""
     sample_drop: SampleDrop = "normalised"
     """normalised: reaches alpha; literal: the published formula, which does not."""
     sh_degree_every: int = 1000
@@ -236,7 +232,6 @@ def check_config(cfg: Config) -> None:
     check_range("lr_factor", cfg.lr_factor, above=0)
     check_range("alpha", cfg.alpha, 0, 1)
     check_range("beta", cfg.beta, 0, 1)
-    check_range("seen_weight", cfg.seen_weight, 0, 1)
     cfg.strategy.check()
     if cfg.layers:
         check_strategy(cfg.strategy)
@@ -279,8 +274,9 @@ def optimise(
 ) -> TrainingRun:
     """Go on from stage 1's Gaussians on both kinds of views."""
     checkpoint = stage.scratch / "run.pth"
+    strategy = cfg.strategy.for_final_scene()
     rates = LearningRates.of_flags(cfg.lr_means, cfg.lr_factor)
-    policy = cfg.strategy.densify_policy(cfg.densify, cfg.densify_grad_threshold, cfg.max_gaussians)
+    policy = strategy.densify_policy(cfg.densify, cfg.densify_grad_threshold, cfg.max_gaussians)
     sampler = ViewSampler(
         kept.cameras.names, novel.names if fixed else (), cfg.alpha, cfg.sample_drop, cfg.seed
     )
@@ -312,14 +308,9 @@ def optimise(
         kept.cameras.sizes,
         novel.sizes if fixed else (),
         backdrop=cfg.backdrop,
-        by_autograd=cfg.strategy.active,
+        by_autograd=strategy.active,
     )
     resident = memory.fit(device, cfg.data_device)
-    if fixed is not None and cfg.seen_weight < 1:
-        agreement = photo_agreement(first, kept, device)
-        fixed = weigh_less(
-            fixed, lambda name: agreement.share(novel.select([name])), cfg.seen_weight
-        )
     views = views_on(view_source(kept, novel, fixed), device, resident)
     num_steps = cfg.iterations - first.step
     stage0_dir = cfg.model_dir / "stage0"
@@ -327,9 +318,7 @@ def optimise(
         read_points_ply(stage0_dir / "points.ply").points,
         partial(read_depth, stage0_dir),
     )
-    use_strategies(
-        *(run, cfg.strategy, kept, points, depth_of, cfg.iterations, cfg.seed, first, novel)
-    )
+    use_strategies(*(run, strategy, kept, points, depth_of, cfg.iterations, cfg.seed, first, novel))
     with cpus_for_kernels(), progress(cfg.iterations, "stage 3", start=run.step) as bar:
         while run.step < cfg.iterations:
             set_means_rate(
@@ -357,15 +346,6 @@ def optimise(
     finish_run(run)
     logger.info("stage3: share of kept views %.3f (alpha %.2f)", run.sampler.kept_share, cfg.alpha)
     return run
-
-
-def photo_agreement(first: Checkpoint, kept: Scene, device: torch.device) -> PhotoAgreement:
-    """What the start's Gaussians, in front of their backdrop, show as the kept photos do; with its cameras and exposures where it has learned them."""
-    parts = [first.gaussians.detached(), saved_backdrop(first)]
-    model = concatenate([part for part in parts if part is not None]).to(device)
-    learned = start_refinement(first, kept.cameras, RefinementRates())
-    cameras, photos = learned_views(learned, kept.cameras, kept.image)
-    return PhotoAgreement(model, zip(cameras, photos, strict=True))
 
 
 def write_outputs(

@@ -110,21 +110,6 @@ def fixed_view_reader(novel: Cameras, paths: FixedPaths, beta: float) -> FixedVi
     return read
 
 
-def weigh_less(
-    fixed: FixedViews,
-    share: Callable[[str], Tensor],
-    factor: float,
-) -> FixedViews:
-    """Lower the gradient's weight where a share [H, W] of a view says so, down to `factor` at 1; asked once per view."""
-
-    @lru_cache(maxsize=CACHED_VIEWS)
-    def read(name: str) -> tuple[Tensor, Tensor]:
-        image, weight = fixed(name)
-        return image, weight * (1 - (1 - factor) * share(name))[:, :, None]
-
-    return read
-
-
 def view_source(kept: Scene, novel: Cameras, fixed: FixedViews | None) -> ViewSource:
     """Return a function from (is it a kept view, its name) to what is trained on."""
 

@@ -247,29 +247,6 @@ class Refinement:
         ]
 
 
-def learned_views(
-    refinement: Refinement | None, given: Cameras, image: Callable[[str], Tensor]
-) -> tuple[Cameras, list[Tensor]]:
-    """The kept cameras and photos as Gaussians without exposure would show them.
-
-    Args:
-        refinement: What was learned beside the Gaussians; None: nothing.
-        given: The kept cameras as they were given.
-        image: Name of a kept view → its photo. [H, W, 3]
-
-    Returns:
-        Cameras on the CPU, and photos [H, W, 3] each divided by its learned exposure.
-    """
-    photos = [image(name) for name in given.names]
-    if refinement is None:
-        return given, photos
-    gains = refinement.gains()
-    photos = [
-        photo / torch.tensor(gains[name]) for name, photo in zip(given.names, photos, strict=True)
-    ]
-    return refinement.cameras(), photos
-
-
 def start_refinement(
     first: Checkpoint | None,
     given: Cameras,

@@ -25,7 +25,7 @@ from s2d.gaussians import Checkpoint, Gaussians, concatenate
 from s2d.losses import photometric_loss
 from s2d.optim import LearningRates, SparseGaussianAdam, create_optimizer
 from s2d.rasterize import TrainingView, rasterize, training_view
-from s2d.refinement import Refinement, learned_views
+from s2d.refinement import Refinement
 from s2d.sampling import ViewSampler
 from s2d.scene import Scene
 from s2d.strategies.active import ActiveStrategies
@@ -169,7 +169,13 @@ def stand_backdrop(
     """
     if run.step != first_step + round(BACKDROP_FROM * (last_step - first_step)):
         return
-    cameras, photos = learned_views(run.refinement, kept, image)
+    cameras, photos = kept, [image(name) for name in kept.names]
+    if run.refinement is not None:
+        cameras, gains = run.refinement.cameras(), run.refinement.gains()
+        photos = [
+            photo / torch.tensor(gains[name])
+            for name, photo in zip(kept.names, photos, strict=True)
+        ]
     run.stand_before(backdrop(run.gaussians.detached(), cameras.scaled(rescale), photos))
 
 

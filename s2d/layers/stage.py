@@ -51,9 +51,8 @@ class LayeredConfig(Protocol):
 
 def check_strategy(strategy: Strategy) -> None:
     """Raise ValueError if a strategy is on that layers do not have; called before anything is read."""
-    default = Strategy()
-    taken = {"clearance": default.clearance, "isolation": default.isolation}
-    if replace(strategy, dropout=None, **taken).chosen:
+    taken = {"dropout": None, "clearance": Strategy().clearance, "isolation": None}
+    if replace(strategy, **taken).chosen:
         raise ValueError(
             "Of the strategies' flags (docs/strategies.md) --layers takes --dropout, --clearance and --isolation alone. Leave the others out."
         )

@@ -41,9 +41,7 @@ class LayerTask:
     """Positions [G, 3] and colours [G, 3] of points where stage 0 has none; new rows start from some of them, too."""
     photos: Scene | None = None
     """The kept views alone, for `strategy`; None: no strategies."""
-    strategy: Strategy = field(
-        default_factory=lambda: Strategy(dropout=0, clearance=0, isolation=0)
-    )
+    strategy: Strategy = field(default_factory=lambda: Strategy(dropout=0, clearance=0))
     """Dropout, clearance and isolation."""
     backdrop: bool = False
     """Put a backdrop behind the first layer, as rows of it."""

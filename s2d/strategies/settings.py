@@ -9,6 +9,8 @@ from s2d.densify import DensifyPolicy
 # Share of the Gaussians left out with V kept photos: DROPOUT_VIEWS / V.
 LARGEST_DROPOUT = 0.2
 DROPOUT_VIEWS = 0.6
+# Isolation in stage 3. Stage 1 still places what stage 0 has guessed wrongly (docs/strategies.md).
+FINAL_ISOLATION = 0.2
 
 # Fields that only choose numbers of the ordinary training.
 _PLAIN = ("sh_by_views", "densify_from", "densify_every", "densify_until")
@@ -42,8 +44,8 @@ class Strategy:
     """Remove Gaussians that stand where more photos, by stage 0's depth, see through than see a surface."""
     clearance: float = 0.5
     """Nothing stands where people look from: at the kept cameras, on the ways between neighbours and at the novel cameras, this share of the distance to the nearest point of stage 0 is kept clear. 0 disables."""
-    isolation: float = 0.1
-    """Remove Gaussians farther from all surfaces than this share of their distance to the nearest kept camera; surfaces are stage 0's points and the smooth continuation of its depth. 0 disables."""
+    isolation: float | None = None
+    """Remove Gaussians farther from all surfaces than this share of their distance to the nearest kept camera; surfaces are stage 0's points and the smooth continuation of its depth. 0 disables; without: 0.2 in stage 3, 0 in stage 1 and with layers."""
     grow: Literal["gradient", "residual", "mcmc"] = "gradient"
     """What asks for more Gaussians: the 2D gradient; the photos' residual; or MCMC, which moves the faint to where opacity is and adds noise."""
     growth: float = 0.05
@@ -70,7 +72,9 @@ class Strategy:
     @property
     def active(self) -> bool:
         """Whether a training step differs from that of plain 3DGS."""
-        return self._differs_from(Strategy(dropout=0, clearance=0, isolation=0))
+        return replace(self, isolation=self.isolation or None)._differs_from(
+            Strategy(dropout=0, clearance=0)
+        )
 
     @property
     def chosen(self) -> bool:
@@ -93,6 +97,10 @@ class Strategy:
         if self.dropout is not None:
             return self
         return replace(self, dropout=min(LARGEST_DROPOUT, DROPOUT_VIEWS / num_kept))
+
+    def for_final_scene(self) -> "Strategy":
+        """The same with the numbers that stage 3 has of its own."""
+        return self if self.isolation is not None else replace(self, isolation=FINAL_ISOLATION)
 
     def densify_policy(
         self, enabled: bool, grad_threshold: float, max_gaussians: int
@@ -128,8 +136,10 @@ class Strategy:
             check_range(name, getattr(self, name), 0, 1)
         for name in ("binocular_weight", "depth_weight", "normal_weight", "smooth_weight"):
             check_range(name, getattr(self, name), 0)
-        for name in ("max_scale", "growth", "scale_weight", "prune_support", "isolation"):
+        for name in ("max_scale", "growth", "scale_weight", "prune_support"):
             check_range(name, getattr(self, name), 0)
+        if self.isolation is not None:
+            check_range("isolation", self.isolation, 0)
         if self.max_elongation != 0:
             check_range("max_elongation", self.max_elongation, 1, hint="0 disables.")
         check_range("densify_every", self.densify_every, 1)
