@@ -112,7 +112,7 @@ class StageFlags:
     lr_means: float = 1.6e-4
     """Step size of the centres at the start of this stage, in scene extents; falls to a hundredth at the end."""
     lr_factor: float = FEW_STEPS
-    """Step sizes of sizes, rotations, opacities and colours, as a factor of 3DGS's, which are meant for 30,000 steps."""
+    """Step sizes of sizes, rotations, opacities and colours, as a factor of 3DGS's, which are meant for 30,000 steps. Layers have 3DGS's."""
     densify: bool = True
     """Add Gaussians where the views ask for detail."""
     densify_grad_threshold: float = 2e-4

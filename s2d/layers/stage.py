@@ -35,7 +35,6 @@ class LayeredConfig(Protocol):
     sh_degree_every: int
     opacity_weight: float
     lr_means: float
-    lr_factor: float
     densify: bool
     strategy: Strategy
     backdrop: bool
@@ -119,7 +118,7 @@ def optimise_layers(
         alpha=cfg.alpha,
         sample_drop=cfg.sample_drop,
         sh_degree_every=cfg.sh_degree_every,
-        rates=LearningRates.of_flags(cfg.lr_means, cfg.lr_factor),
+        rates=LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means),
         densify=cfg.densify,
         grad_threshold=cfg.densify_grad_threshold,
         opacity_weight=cfg.opacity_weight,
