@@ -78,7 +78,16 @@ def test_support_and_filter_go_on_in_stage_3(started, tiny_scene, tmp_path):
     assert float(first.max()) > 1 and torch.equal(first, first.round())  # kept photos alone
     run("stage2_artifact_fix", tiny_scene, out, "--fixer", "analytic", "--trial-views", "0")
     last = STEPS + 60
-    run("stage3_3dgs_mixed_opt", tiny_scene, out, "--iterations", str(last), *flags)
+    run(
+        "stage3_3dgs_mixed_opt",
+        tiny_scene,
+        out,
+        "--iterations",
+        str(last),
+        *flags,
+        "--isolation",
+        "0",
+    )
     path = out / f"point_cloud/iteration_{last}/point_cloud.ply"
     support, after = read_support(path), Gaussians.load_ply(path)
     assert len(support) == after.num
