@@ -96,6 +96,10 @@ def test_search_errs_on_one_side_only_and_not_by_much():
     assert 0.3 < found.mean() < 0.95
 
 
+def test_a_centre_that_is_no_number_is_left_to_training_to_name():
+    Surfaces(KEPT, WALL, KNOWN).isolated(at((0.0, math.nan, math.inf)), SHARE)
+
+
 def test_the_frame_and_the_unit_of_the_world_do_not_matter():
     scale, shift = 7.0, torch.tensor([1.0, -2, 0.5])
     turn = quat_to_rotation(torch.tensor([[0.8, 0.1, 0.5, -0.2]]))[0]

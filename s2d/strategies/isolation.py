@@ -1,6 +1,6 @@
 """Isolation: what stands alone, far from every surface that stage 0 knows or guesses, goes.
 
-What one photo alone shows of may be explained at any depth, and a few Gaussians in the open do it as well as a wall behind them. From elsewhere they are haze, curtains
+What one photo alone shows may be explained at any depth, and a few Gaussians in the open do it as well as a wall behind them. From elsewhere they are haze, curtains
 and leaves in the air. Stage 0's points and the smooth continuation of its depth (`s2d.completion`) say for every pixel of every kept photo about where its surface is:
 Gaussians may leave it by a share of their distance from the camera, not more. Floaters by visibility (`floaters.py`) need two photos that contradict each other; these are
 seen by one only.
@@ -17,7 +17,7 @@ from s2d.gaussians import Gaussians
 from s2d.geometry import in_picture, project
 from s2d.scene import Scene
 
-MOST_POINTS = 50_000  # far denser than a tenth of the distance to the camera
+MOST_POINTS = 50_000  # far denser than a share of the distance to the camera has to be
 SEARCH_ERROR = 0.5  # relative, of the nearest distance at most: exact search takes ten times as long, and finds nearly the same
 
 
@@ -60,7 +60,7 @@ class Surfaces:
         Returns:
             True where isolated, and not in the picture of a photo that stage 0 has no depth of. [N] bool
         """
-        means = gaussians.means.cpu()
+        means = gaussians.means.cpu().nan_to_num()  # training names what is no number itself
         distances = torch.from_numpy(self.tree.query(means.numpy(), eps=SEARCH_ERROR)[0])
         found = distances > share * torch.cdist(means, self.centers).amin(1)
         for camera in self.blind:
