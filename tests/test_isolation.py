@@ -97,7 +97,10 @@ def test_search_errs_on_one_side_only_and_not_by_much():
 
 
 def test_a_centre_that_is_no_number_is_left_to_training_to_name():
-    Surfaces(KEPT, WALL, KNOWN).isolated(at((0.0, math.nan, math.inf)), SHARE)
+    on_wall, alone, broken = (0.0, 0.0, DEPTH), (0.0, 0.0, 2.0), (0.0, math.nan, math.inf)
+    found = Surfaces(KEPT, WALL, KNOWN).isolated(at(on_wall, broken, alone), SHARE)
+    assert found.shape == (3,)
+    assert found[[0, 2]].tolist() == [False, True]
 
 
 def test_the_frame_and_the_unit_of_the_world_do_not_matter():

@@ -118,7 +118,7 @@ def optimise_layers(
         alpha=cfg.alpha,
         sample_drop=cfg.sample_drop,
         sh_degree_every=cfg.sh_degree_every,
-        rates=LearningRates(means=cfg.lr_means, means_final=0.01 * cfg.lr_means),
+        rates=LearningRates.of_flags(cfg.lr_means, 1.0),
         densify=cfg.densify,
         grad_threshold=cfg.densify_grad_threshold,
         opacity_weight=cfg.opacity_weight,
