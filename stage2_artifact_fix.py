@@ -14,6 +14,7 @@ Example
     accelerate launch stage2_artifact_fix.py -m out/fern --fixer difix --stage2-checkpoint model_final.pkl
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -90,13 +91,17 @@ class Config:
     match_gain: bool = no_effect(False)
     """analytic: match the guidance's brightness to the render's before mixing."""
 
-    # Where trials can be made, these three are hashed as an input.
+    # Where trials can be made, these are hashed as an input.
     trial_views: int = no_effect(3)
     """Try the fixer on so many kept photos, each left out of a fit: what helps there is kept, the rest is not. 0: use the fixer as it is."""
     trial_steps: int = no_effect(600)
     """Optimisation steps of each trial's fit."""
     adapt_steps: int = no_effect(0)
     """compact: train the network for so many steps on the trials, if that helps on those it is not trained on. 0: leave it as it is."""
+    expected_gain: float | None = no_effect(None)
+    """dB that the fixer gains on scenes its weights never saw, as you have measured it: the trials, few, are weighed against that. Default: what is known of the weights that come with S2D; 0 for others."""
+    expected_spread: float | None = no_effect(None)
+    """Standard deviation of that gain over scenes, dB: the smaller, the less the trials count. Only with --expected-gain. Default: 0.5."""
 
     stage1_meta_dir: Path | None = no_effect(None)
     """Folder of stage 1's index files; default OUT/stage1."""
@@ -151,9 +156,14 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
     )
     recorded = recorded_precision(model_dir / f"stage2{at.suffix}", choice.name, cfg.overwrite)
     choice = choice.with_precision(recorded, cfg.device)
+    choice = choice.with_expectation(cfg.expected_gain, cfg.expected_spread)
     views = collect_views(cfg, model_dir, choice.num_references, at, reach)
     found = trial_scene(cfg, model_dir) if views else None
     check_adaptation(cfg.adapt_steps, choice.name, has_trials=found is not None)
+    if views and found is None and choice.known is not None:
+        raise ValueError(
+            "--expected-gain: no effect without trials, which are weighed against it. Leave it out."
+        )
     inputs = choice.inputs()
     if found is not None:
         kept, _ = found
@@ -165,6 +175,8 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
             "adapt_steps": cfg.adapt_steps,
             "seed": cfg.seed,
         }
+        if choice.known is not None:
+            inputs["trials"]["expected"] = dataclasses.asdict(choice.known)
     for part in ("rendered", "guidance", "coverage"):
         files = [getattr(view, part) for view in views.values()]
         inputs[part] = [path for path in files if path is not None]

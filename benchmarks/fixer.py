@@ -30,6 +30,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from s2d.fixer.analytic import AnalyticFixer
+from s2d.fixer.choice import SHIPPED_EXPECTATION
 from s2d.fixer.diffusion import load_compact_fixer
 from s2d.fixer.interface import Fixer
 from s2d.fixer.training.pairs import Pair, load_pairs
@@ -38,6 +39,11 @@ from s2d.log import progress, setup_logging
 from s2d.metrics import Lpips, find_lpips, psnr, ssim
 from s2d.sampling import spread
 
+# Flags of stage 2 by which weights of the same training, with scenes left out, are tried as those that come with S2D are.
+AS_SHIPPED = {
+    "expected_gain": SHIPPED_EXPECTATION.gain,
+    "expected_spread": SHIPPED_EXPECTATION.spread,
+}
 SPARSE = re.compile(r".+_sparse-k(?P<kept>\d+)-s(?P<seed>\d+)_\d+\.png")
 STATES = ("render", "analytic", "fixed")
 
@@ -55,6 +61,20 @@ def parse_weights(texts: Sequence[str]) -> dict[Path, tuple[str, ...]]:
     """Read FILE:SCENE,SCENE: compact weights, and the scenes they never saw."""
     parts = (text.rpartition(":") for text in texts)
     return {Path(path): tuple(scenes.split(",")) for path, _, scenes in parts}
+
+
+def weights_for(texts: Sequence[str], scene: str) -> Path | None:
+    """The compact weights among FILE:SCENE,SCENE that have not seen a scene; None if there are no weights at all.
+
+    Raises:
+        ValueError: There are weights, but none for this scene.
+    """
+    if not texts:
+        return None
+    files = [file for file, scenes in parse_weights(texts).items() if scene in scenes]
+    if not files:
+        raise ValueError(f"--weights names none for {scene}. Add FILE:{scene}.")
+    return files[0]
 
 
 def main() -> None:

@@ -129,8 +129,9 @@ def main(cfg: Protocols) -> None:
                 flags += view_flags(protocol, scene, count, folder)
                 scoring = ["--lpips", protocol.lpips]
                 scoring += ["--mask-dir", scene / protocol.mask_dir] if protocol.mask_dir else []
+                repair = ["--weights", cfg.weights] if cfg.weights else ["--fixer", "analytic"]
                 try:
-                    run_stages(scene, folder, seed, flags, scoring, cfg.weights, cfg.preset)
+                    run_stages(scene, folder, seed, flags, scoring, repair, cfg.preset)
                 except subprocess.CalledProcessError:
                     failed.append(folder.name)
                     continue

@@ -19,8 +19,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -31,13 +30,12 @@ import stage0_point_guidance as stage0
 import stage1_3dgs_init as stage1
 import stage2_artifact_fix as stage2
 import stage3_3dgs_mixed_opt as stage3
-from benchmarks.fixer import parse_weights
+from benchmarks.fixer import AS_SHIPPED, weights_for
 from benchmarks.quality_tables import DEFAULT, Scores, tables
 from benchmarks.results import Setting, find_scenes
 from s2d.checks import check_range
 from s2d.config import CONFIG_DIR, parse_config
 from s2d.files import atomic_write_json, atomic_write_text
-from s2d.fixer import choice
 from s2d.gaussians import Gaussians
 from s2d.layers.score import score_views
 from s2d.log import logger
@@ -224,7 +222,7 @@ def run_variant(
         "last_stage": cfg.last_stage,
         "lpips": cfg.lpips,
     }
-    fixer = fixer_of(cfg, setting.scene)
+    fixer = weights_for(cfg.weights, setting.scene)
     if fixer is not None:
         key["weights"] = str(fixer)
     path = out / SCORES
@@ -274,20 +272,6 @@ def run_variant(
     return found
 
 
-def fixer_of(cfg: Quality, scene: str) -> Path | None:
-    """The compact weights that have not seen a scene; None: the analytic mix.
-
-    Raises:
-        ValueError: There are weights, but none for this scene.
-    """
-    if not cfg.weights:
-        return None
-    files = [file for file, scenes in parse_weights(cfg.weights).items() if scene in scenes]
-    if not files:
-        raise ValueError(f"--weights names none for {scene}. Add FILE:{scene}.")
-    return files[0]
-
-
 def share_stage(first: Path, out: Path, name: str) -> Manifest:
     """Give a variant a stage of the default, of which it changes nothing."""
     shared = require_stage(first, name)
@@ -312,18 +296,8 @@ def repair(out: Path, weights: Path | None, seed: int, flags: Mapping[str, Any])
     elif mine.get("fixer", "compact") != "compact":
         run_script(stage2, {**common, **mine})
     else:
-        with shipped(weights):
-            run_script(stage2, {**common, "weights": weights, **mine})
-
-
-@contextmanager
-def shipped(weights: Path) -> Iterator[None]:
-    """Take weights for those that come with S2D: of unknown ones trials expect less."""
-    before, choice.SHIPPED_WEIGHTS = choice.SHIPPED_WEIGHTS, weights
-    try:
-        yield
-    finally:
-        choice.SHIPPED_WEIGHTS = before
+        known = {} if mine.get("trial_views") == 0 else AS_SHIPPED
+        run_script(stage2, {**common, "weights": weights, **known, **mine})
 
 
 def train(

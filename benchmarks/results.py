@@ -27,6 +27,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # run from anywhere: the library is not installed
 
+from benchmarks.fixer import AS_SHIPPED, weights_for
 from s2d.config import no_effect, run_script
 from s2d.files import atomic_write_json, atomic_write_text
 from s2d.log import describe_machine, logger, versions
@@ -59,8 +60,8 @@ class Config:
     """Numbers of kept views."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; with more than one the table shows mean ± standard deviation."""
-    weights: Path | None = None
-    """Compact weights that never saw these scenes. Without: the analytic mix, since the shipped weights were trained on the example scenes."""
+    weights: tuple[str, ...] = ()
+    """Compact weights and the scenes that they never saw, FILE:SCENE,SCENE, of which as much is expected as of those that come with S2D. Without: the analytic mix, since the shipped weights were trained on the example scenes."""
     stage_preset: str | None = None
     """Preset of every stage that has one by this name."""
     data_dir: Path | None = no_effect(None)
@@ -93,6 +94,8 @@ def main(cfg: Config) -> Path:
     """Run what is missing; returns the table's path."""
     scenes = {path.name: path for path in find_scenes(cfg.data_dir, cfg.scenes)}
     settings = [Setting(name, keep) for name in scenes for keep in cfg.keep]
+    for name in scenes:
+        weights_for(cfg.weights, name)  # none for a scene: better said now than hours from now
     failed = []
     for seed in cfg.seeds:
         for setting in settings:
@@ -141,7 +144,13 @@ def run_pipeline(cfg: Config, scene: Path, folder: Path, keep: int, seed: int) -
     """Run stages 0 to 3 and the evaluation, unless this very run is finished."""
     views = ["--keep-count", keep, "--eval"]
     scoring = ["--sheet"] if cfg.sheets else []
-    run_stages(scene, folder, seed, views, scoring, cfg.weights, cfg.stage_preset, cfg.overwrite)
+    weights = weights_for(cfg.weights, scene.name)
+    repair: list[object] = ["--fixer", "analytic"]
+    if weights is not None:
+        repair = ["--weights", weights]
+        for flag, value in AS_SHIPPED.items():
+            repair += [f"--{flag.replace('_', '-')}", value]
+    run_stages(scene, folder, seed, views, scoring, repair, cfg.stage_preset, cfg.overwrite)
     if cfg.sheets:
         (cfg.out_dir / "sheets").mkdir(exist_ok=True)
         shutil.copyfile(
@@ -155,7 +164,7 @@ def run_stages(
     seed: int,
     views: Sequence[object],
     scoring: Sequence[object],
-    weights: Path | None,
+    repair: Sequence[object],
     preset: str | None,
     overwrite: bool = False,
 ) -> None:
@@ -167,7 +176,7 @@ def run_stages(
         seed: Of stages 1 and 3.
         views: Flags of stage 0.
         scoring: Flags of the evaluation.
-        weights: Of the compact fixer; None takes the analytic one.
+        repair: Flags of stage 2: which fixer.
         preset: Of every stage that has one by this name.
         overwrite: Run it anew.
 
@@ -175,8 +184,9 @@ def run_stages(
         subprocess.CalledProcessError: One of them failed; it has said why.
     """
     stamp = folder / "benchmark.json"
-    key = {"scene": str(scene), "seed": seed, "preset": preset, "fixer": str(weights or "analytic")}
-    key |= {"views": [str(flag) for flag in views], "scoring": [str(flag) for flag in scoring]}
+    key = {"scene": str(scene), "seed": seed, "preset": preset}
+    flags = {"views": views, "scoring": scoring, "repair": repair}
+    key |= {name: [str(flag) for flag in given] for name, given in flags.items()}
     if not overwrite and stamp.is_file() and json.loads(stamp.read_text("utf-8")) == key:
         logger.info("%s is finished", folder.name)
         return
@@ -184,7 +194,7 @@ def run_stages(
     own = {
         "stage0_point_guidance": ["-s", scene, *views],
         "stage1_3dgs_init": ["-s", scene, "--seed", seed],
-        "stage2_artifact_fix": ["--weights", weights] if weights else ["--fixer", "analytic"],
+        "stage2_artifact_fix": repair,
         "stage3_3dgs_mixed_opt": ["-s", scene, "--seed", seed],
     }
     for stage in STAGES:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from s2d.fixer.calibration import CalibratedFixer, Calibration, Expectation, calibrate
+from s2d.fixer.choice import FixerChoice
 from s2d.fixer.interface import Fixer, FixResult
 from s2d.fixer.shares import (
     NUM_BINS,
@@ -144,6 +145,18 @@ def test_the_gain_that_is_believed_is_a_normal_posterior():
     assert prior.believed(1.0, 0.5) == pytest.approx(0.7)  # as much weight on either
     assert prior.believed(1.0, 0.0) == 1.0
     assert prior.believed(-3.0, 50.0) == pytest.approx(0.4, abs=1e-3)
+
+
+def test_who_uses_a_fixer_can_say_what_is_known_of_it():
+    unknown = FixerChoice("analytic", "a test", {})
+    assert unknown.expected == Expectation() and unknown.with_expectation(None, None) is unknown
+    good = unknown.with_expectation(0.4, 0.7)
+    assert good.expected == Expectation(gain=0.4, spread=0.7, share=1.0)
+    # Of what is expected to do harm, no more than the trials show is kept.
+    assert unknown.with_expectation(-0.1, None).expected == Expectation(-0.1, 0.5, share=0.0)
+    for wrong in ((None, 0.5), (math.nan, 0.5), (math.inf, 0.5), (0.1, 0.0), (0.1, math.inf)):
+        with pytest.raises(ValueError, match=r"expected[-_](gain|spread)"):
+            unknown.with_expectation(*wrong)
 
 
 def test_one_trial_is_judged_by_its_quarters():

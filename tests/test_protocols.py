@@ -68,7 +68,7 @@ def test_published_lists_are_read_from_the_scene(scene, tmp_path):
 def test_the_table_has_theirs_and_ours(scene, tmp_path, monkeypatch, capsys):
     calls = []
 
-    def run_stages(source, folder, seed, views, scoring, weights, preset):
+    def run_stages(source, folder, seed, views, scoring, repair, preset):
         calls.append((folder.name, list(scoring)))
         folder.mkdir(parents=True, exist_ok=True)
         test = {"psnr": 18.0 + seed, "ssim": 0.8, "lpips_vgg": None}

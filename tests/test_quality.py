@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import quality, quality_tables
+from benchmarks.fixer import weights_for
 from benchmarks.quality import DEFAULT, Quality, Setting
 from s2d.config import CONFIG_DIR
-from s2d.fixer import choice
+from s2d.fixer.choice import choose_fixer
 
 
 def scores(psnr, lpips=None, num=10):
@@ -115,24 +116,29 @@ def test_what_stage3_adds_is_a_table_where_it_was_run():
     assert "→" not in quality_tables.tables(runs)
 
 
-def test_weights_are_those_that_have_not_seen_the_scene(tmp_path, monkeypatch):
-    cfg = Quality(weights=("w/a.safetensors:fern,fox", "w/b.safetensors:lund"))
-    assert quality.fixer_of(cfg, "lund") == Path("w/b.safetensors")
-    assert quality.fixer_of(Quality(), "lund") is None
+def test_weights_are_those_that_have_not_seen_the_scene():
+    weights = ("w/a.safetensors:fern,fox", "w/b.safetensors:lund")
+    assert weights_for(weights, "lund") == Path("w/b.safetensors")
+    assert weights_for((), "lund") is None
     with pytest.raises(ValueError, match="none for kitchen"):
-        quality.fixer_of(cfg, "kitchen")
-    seen = []
+        weights_for(weights, "kitchen")
 
-    def stage2(script, flags):
-        assert flags["trial_views"] == 0 and "alpha" not in flags
-        seen.append((flags["weights"], choice.SHIPPED_WEIGHTS))
-        raise KeyboardInterrupt
 
-    shipped = choice.SHIPPED_WEIGHTS
-    monkeypatch.setattr(quality, "run_script", stage2)
-    with pytest.raises(KeyboardInterrupt):
-        quality.repair(tmp_path, Path("w/b.safetensors"), 0, {"trial_views": 0, "alpha": 1})
-    assert seen == [(Path("w/b.safetensors"),) * 2] and shipped == choice.SHIPPED_WEIGHTS
+def test_weights_are_tried_as_the_shipped_ones_are(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(quality, "run_script", lambda _, flags: calls.append(flags))
+    weights = tmp_path / "b.safetensors"
+    weights.touch()
+    quality.repair(tmp_path, weights, 0, {"trial_views": 0, "alpha": 1})
+    quality.repair(tmp_path, weights, 0, {"trial_steps": 5})
+    untried, tried = calls
+    assert untried["weights"] == weights and untried["trial_views"] == 0
+    assert not {"alpha", "expected_gain"} & set(untried)
+    shipped = choose_fixer("compact", {}).expected
+    given = choose_fixer("compact", {"weights": weights}).with_expectation(
+        tried["expected_gain"], tried["expected_spread"]
+    )
+    assert tried["trial_steps"] == 5 and given.expected == shipped
 
 
 def test_the_command_runs_each_variant_once(tiny_scene, tmp_path, monkeypatch, capsys):

@@ -67,6 +67,24 @@ def cells_of(text: str, *start: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+def test_each_scene_is_repaired_with_weights_that_have_not_seen_it(config, calls):
+    weights = ("w/one.safetensors:b", "w/other.safetensors:a")
+    results.main(config(weights=weights))
+    repairs = [given for name, given in calls if name == "stage2_artifact_fix.py"]
+    taken = [given[given.index("--weights") + 1] for given in repairs]
+    assert taken == ["w/other.safetensors", "w/one.safetensors"]
+    assert all("--expected-gain" in given for given in repairs)
+    calls.clear()
+    results.main(config(weights=weights))
+    assert not calls
+    results.main(config())  # another fixer, another run
+    assert ["analytic" in given for name, given in calls if "stage2" in name] == [True, True]
+    calls.clear()
+    with pytest.raises(ValueError, match="none for b"):
+        results.main(config(weights=weights[1:]))
+    assert not calls
+
+
 def test_all_stages_run_with_the_protocol_of_the_table(config, calls):
     results.main(config(scenes=("a",), keep=(6,), seeds=(4,)))
     names = [name for name, _ in calls]

@@ -8,6 +8,7 @@ sets it expects other pictures.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -74,6 +75,8 @@ class FixerChoice:
     """What chose it."""
     settings: Mapping[str, Any]
     """By flag; complete."""
+    known: Expectation | None = None
+    """What its user knows of it."""
 
     @property
     def num_references(self) -> int:
@@ -82,10 +85,34 @@ class FixerChoice:
 
     @property
     def expected(self) -> Expectation:
-        """What it is worth before a trial; little is known of other weights than those that come with S2D."""
+        """What it is worth before a trial: what its user knows; else little of other weights than those that come with S2D."""
+        if self.known is not None:
+            return self.known
         if self.name == "compact" and self.settings["weights"] == SHIPPED_WEIGHTS:
             return SHIPPED_EXPECTATION
         return Expectation()
+
+    def with_expectation(self, gain: float | None, spread: float | None) -> FixerChoice:
+        """With what its user knows of it; itself where both are None.
+
+        Args:
+            gain: dB, mean over scenes that its weights never saw.
+            spread: Standard deviation over those scenes, dB; None is the default of `Expectation`.
+
+        Raises:
+            ValueError: A spread without a gain, or not above 0; a gain that is not finite.
+        """
+        if gain is None:
+            if spread is not None:
+                raise ValueError(
+                    "--expected-spread: the spread of what? Give --expected-gain, too."
+                )
+            return self
+        spread = Expectation.spread if spread is None else spread
+        check_range("expected_gain", gain, above=-math.inf, below=math.inf)
+        check_range("expected_spread", spread, above=0, below=math.inf)
+        known = Expectation(gain, spread, share=1.0 if gain > 0 else 0.0)
+        return replace(self, known=known)
 
     def describe(self) -> str:
         """For people: `compact (the default) in fp32`."""
