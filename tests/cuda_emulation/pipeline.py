@@ -141,15 +141,22 @@ class EmulatedRender:
             self.launch("rasterize_forward", num_tiles, 256, *self._drawn, *images, *self._saved)
 
     def splat_gradients(
-        self, v_rgb: Tensor | None, v_alpha: Tensor | None, v_depth: Tensor | None
+        self,
+        v_rgb: Tensor | None,
+        v_alpha: Tensor | None,
+        v_depth: Tensor | None,
+        lengths: bool = False,
     ) -> Tensor:
-        """The ten sums of each splat. [C, N, 10]"""
+        """The ten sums of each splat [C, N, 10]; `self.lengths` [C, N] on request, else None."""
         c, n = self.radii.shape
         sums = self.memory.full(c, n, 10, value=0.0)
+        self.lengths = self.memory.full(c, n, value=0.0) if lengths else None
         name = "rasterize_backward" if v_depth is None else "rasterize_backward_depth"
+        name += "_lengths" if lengths else ""
         cotangents = map(self.memory.copy, (v_rgb, v_alpha, v_depth))
         images = (self.rgb, self.alpha, self.depth, *self._saved)
-        self.launch(name, self.num_segments, 128, *self._drawn, *images, *cotangents, sums)
+        outputs = (*cotangents, sums, self.lengths)
+        self.launch(name, self.num_segments, 128, *self._drawn, *images, *outputs)
         return sums
 
     def gradients(
@@ -205,10 +212,11 @@ class EmulatedRender:
         rates: Tensor,  # [6, 6]
         opacity_penalty: float = 0.0,
         statistics: tuple[Tensor, Tensor] | None = None,
+        lengths: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Take Adam's step on `scene` in place; `moments` are six first ones, then six second ones. Returns the camera's gradients."""
         o, n = self.options, len(self.scene.means)
-        sums = self.splat_gradients(*cotangents)
+        sums = self.splat_gradients(*cotangents, lengths)
         camera_sums = self.memory.full(1, 19, value=0.0, dtype=torch.float64)
         self.launch(
             "project_update",
@@ -224,6 +232,7 @@ class EmulatedRender:
             0.5 * o.width,
             0.5 * o.height,
             *(statistics or (None, None)),
+            self.lengths,
             camera_sums,
         )
         return self._camera_gradients(camera_sums)

@@ -264,7 +264,9 @@ def _rates(optimizer: SparseGaussianAdam, params: dict[str, Tensor]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).float()
 
 
-def _training_step(scene: dict, degree: int, penalty: float, with_depth: bool) -> tuple[dict, dict]:
+def _training_step(
+    scene: dict, degree: int, penalty: float, with_depth: bool, lengths: bool
+) -> tuple[dict, dict]:
     """One update on the CPU, so that there are moments; then the same second one on both sides."""
     single = oracles.cast(scene, torch.float32)
     params = {name: single[name].clone() for name in pipeline.PARAMETERS}
@@ -286,7 +288,7 @@ def _training_step(scene: dict, degree: int, penalty: float, with_depth: bool) -
         view = TrainingView(params, viewmat, K, *size, sh_degree=degree, background=background)
         loss = (weights[0] * view.rgb).sum() + (weights[1] * view.alpha).sum()
         (loss + (weights[2] * view.depth).sum() if with_depth else loss).backward()
-        view.update(optimizer, opacity_penalty=penalty, statistics=statistics)
+        view.update(optimizer, opacity_penalty=penalty, statistics=statistics, lengths=lengths)
 
     step_on_the_cpu()
     cameras = (viewmat[None], K[None], background, None)
@@ -296,7 +298,8 @@ def _training_step(scene: dict, degree: int, penalty: float, with_depth: bool) -
     my_moments = list(map(ours.memory.copy, moments()))
     counted = tuple(map(ours.memory.copy, statistics))
     chosen = [w[None] for w in weights[:2]] + [weights[2][None] if with_depth else None]
-    camera = ours.update(chosen, my_moments, _rates(optimizer, params), penalty, counted)
+    rates = _rates(optimizer, params)
+    camera = ours.update(chosen, my_moments, rates, penalty, counted, lengths)
     step_on_the_cpu()
 
     labels = [*params, *(f"{kind} of {name}" for kind in kinds for name in params)]
@@ -308,16 +311,21 @@ def _training_step(scene: dict, degree: int, penalty: float, with_depth: bool) -
 
 
 @pytest.mark.parametrize(
-    ("stored", "active", "penalty", "with_depth"),
-    [(3, 3, 0.0, True), (2, 1, 0.1, False), (0, 0, 0.0, False)],
+    ("stored", "active", "penalty", "with_depth", "lengths"),
+    [
+        (3, 3, 0.0, True, False),
+        (2, 1, 0.1, False, False),
+        (0, 0, 0.0, False, True),
+        (1, 1, 0.0, True, True),
+    ],
 )
 def test_a_training_step_without_autograd(
-    stored: int, active: int, penalty: float, with_depth: bool
+    stored: int, active: int, penalty: float, with_depth: bool, lengths: bool
 ) -> None:
     # Some 200 in a wide ball: several are out of sight, in every warp, and the last warp is not full.
     scene = oracles.make_scene(degree=stored, num_gaussians=203, seed=60, size=(0.02, 0.2))
     scene["means"] = 2.5 * scene["means"]
-    values, truths = _training_step(scene, active, penalty, with_depth)
+    values, truths = _training_step(scene, active, penalty, with_depth, lengths)
     # Adam divides by the root of v: where a gradient is nearly zero its rounding shows. Measured at most 2.3e-6.
     oracles.assert_gradients_close(values, truths, 1e-5)
 

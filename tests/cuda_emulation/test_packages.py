@@ -101,6 +101,19 @@ def test_without_gradients_nothing_is_kept_for_them():
         assert None not in driver.launches[-1].arguments[-4:]
 
 
+@pytest.mark.parametrize("gpu", GPUS)
+def test_lengths_of_pixels_gradients_by_autograd(gpu):
+    scene = oracles.cast(oracles.make_scene(num_gaussians=30, num_cameras=2), torch.float32)
+    found = {}
+    for where in ("cpu", gpu):
+        with on(where) as (device, _):
+            here = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in scene.items()}
+            probe = torch.zeros(2, 30, device=device, requires_grad=True)
+            rasterize_gaussians_raw(**here, lengths_probe=probe).rgb.square().sum().backward()
+            found[where] = probe.grad.cpu()
+    oracles.assert_gradients_close({"lengths": found[gpu]}, {"lengths": found["cpu"]}, 1e-5)
+
+
 def test_only_what_is_wanted_is_computed():
     """A loss on the colours alone takes the kernel without depth, and no sums for the cameras."""
     scene = oracles.cast(oracles.make_scene(num_gaussians=20), torch.float32)
@@ -137,8 +150,11 @@ def test_what_a_user_changes_in_place_is_noticed():
 
 
 @pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize(("camera_learns", "draws"), [(False, False), (True, False), (False, True)])
-def test_training_steps_as_on_the_cpu(camera_learns, draws, gpu):
+@pytest.mark.parametrize(
+    ("camera_learns", "draws", "lengths"),
+    [(False, False, False), (True, False, False), (False, True, True)],
+)
+def test_training_steps_as_on_the_cpu(camera_learns, draws, lengths, gpu):
     """TrainingView and the optimiser: same parameters, moments, statistics and camera gradients after three steps."""
     ends = {}
     for where in ("cpu", gpu):
@@ -156,9 +172,10 @@ def test_training_steps_as_on_the_cpu(camera_learns, draws, gpu):
                 size = (training.WIDTH, training.HEIGHT)
                 view = TrainingView(tensors, viewmat, K, *size, **options)
                 training.loss_of(view.rgb, view.alpha, view.depth, step).backward()
-                view.update(optimizer, opacity_penalty=0.01 * step, statistics=statistics)
+                counts = {"statistics": statistics, "lengths": lengths}
+                view.update(optimizer, opacity_penalty=0.01 * step, **counts)
             if driver:
-                steps = ["rasterize_backward_depth", "project_update"]
+                steps = ["rasterize_backward_depth" + "_lengths" * lengths, "project_update"]
                 steps += ["finish_cameras"] * camera_learns
                 assert driver.order == 3 * [*RENDER, *steps]
             end = {

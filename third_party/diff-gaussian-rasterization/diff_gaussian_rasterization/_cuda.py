@@ -215,6 +215,7 @@ def splat_gradients(
     images: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
     options: RenderOptions,
+    lengths: Tensor | None = None,  # [C, N]
 ) -> Tensor:
     """Carry the gradients of the images back to the splats: sums over their pixels. [C, N, SPLAT_GRADS]
 
@@ -223,6 +224,7 @@ def splat_gradients(
         images: rgb, alpha, depth as rendered.
         cotangents: Of these three; None where there is none.
         options: Of the render.
+        lengths: Zeros, to which the lengths of the pixels' gradients are added (`lengths_probe` of `rasterize_gaussians_raw`).
     """
     frame.used_here()
     v_rgb, v_alpha, v_depth = cotangents
@@ -230,7 +232,9 @@ def splat_gradients(
     sums = torch.zeros(num_cameras, n, SPLAT_GRADS, device=frame.splats.device)
     num_segments = len(frame.instances) // SEGMENT + len(frame.tile_begin)
     kernels().launch(
-        "rasterize_backward" if v_depth is None else "rasterize_backward_depth",
+        "rasterize_backward"
+        + ("" if v_depth is None else "_depth")
+        + ("" if lengths is None else "_lengths"),
         num_segments,
         128,
         *frame.size,
@@ -245,6 +249,7 @@ def splat_gradients(
         v_alpha,
         v_depth,
         sums,
+        lengths,
     )
     return sums
 
@@ -291,6 +296,7 @@ def update(
     opacity_slope: Tensor | None,  # [N]
     opacity_penalty: float,
     statistics: tuple[Tensor, Tensor] | None,  # [N], [N]
+    lengths: Tensor | None,  # [1, N]
     wants_camera: bool,
 ) -> tuple[Tensor, Tensor] | None:
     """From the sums of one camera's splats to new parameters, in place. -> gradients of viewmats [1, 4, 4], intrinsics [1, 4]
@@ -331,6 +337,7 @@ def update(
         0.5 * options.width,
         0.5 * options.height,
         *((None, None) if statistics is None else statistics),
+        lengths,
         camera_sums,
     )
     return None if camera_sums is None else _finish_cameras(frame, camera_sums)

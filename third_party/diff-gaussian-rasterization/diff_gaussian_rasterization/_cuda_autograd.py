@@ -11,7 +11,7 @@ from diff_gaussian_rasterization.general import RenderOptions, SceneTensors, int
 
 
 class Rasterize(torch.autograd.Function):
-    """Inputs: (options, Ks, viewmats, background, means2d_probe, *SceneTensors), as of the function for CPUs."""
+    """Inputs: (options, Ks, viewmats, background, means2d_probe, lengths_probe, *SceneTensors), as of the function for CPUs."""
 
     @staticmethod
     def forward(
@@ -21,6 +21,7 @@ class Rasterize(torch.autograd.Function):
         viewmats: Tensor,
         background: Tensor,
         means2d_probe: Tensor | None,
+        lengths_probe: Tensor | None,
         *scene_tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scene = SceneTensors(*(t if t is None else t.contiguous() for t in scene_tensors))
@@ -48,8 +49,11 @@ class Rasterize(torch.autograd.Function):
         rgb, alpha, depth, *saved = ctx.saved_tensors
         scene, frame, options = SceneTensors(*saved), ctx.frame, ctx.options
         cotangents = [None if v is None else v.contiguous() for v in (v_rgb, v_alpha, v_depth)]
-        _, needs_Ks, needs_viewmats, needs_background, needs_probe, *_ = ctx.needs_input_grad
-        sums = splat_gradients(frame, (rgb, alpha, depth), cotangents, options)
+        _, needs_Ks, needs_viewmats, needs_background, needs_probe, needs_lengths, *_ = (
+            ctx.needs_input_grad
+        )
+        lengths = frame.splats.new_zeros(frame.radii.shape) if needs_lengths else None
+        sums = splat_gradients(frame, (rgb, alpha, depth), cotangents, options, lengths)
         d_means2d = sums.new_empty(*frame.radii.shape, 2) if needs_probe else None
         gradients, cameras = parameter_gradients(
             scene,
@@ -70,4 +74,4 @@ class Rasterize(torch.autograd.Function):
             d_background = (
                 zero if v_rgb is None else (frame.final_T[..., None] * v_rgb).sum((0, 1, 2))
             ).to(ctx.devices[2])
-        return None, d_Ks, d_viewmats, d_background, d_means2d, *gradients
+        return None, d_Ks, d_viewmats, d_background, d_means2d, lengths, *gradients

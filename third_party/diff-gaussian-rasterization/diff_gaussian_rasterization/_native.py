@@ -58,11 +58,15 @@ CameraArgs = _struct(
 ImageArgs = _struct(
     "ImageArgs", *((name, _P) for name in ("rgb", "alpha", "depth", "radii", "means2d_offset"))
 )
-CotangentArgs = _struct("CotangentArgs", *((name, _P) for name in ("rgb", "alpha", "depth")))
+CotangentArgs = _struct(
+    "CotangentArgs",
+    *((name, _P) for name in ("rgb", "alpha", "depth")),
+    ("lengths", ctypes.c_int32),
+)
 GradientArgs = _struct(
     "GradientArgs",
     *((name, _P) for name in ("means", "log_scales", "quats", "opacity_logits", "sh0", "shN")),
-    *((name, _P) for name in ("colors", "covars", "means2d", "viewmat", "intrinsics")),
+    *((name, _P) for name in ("colors", "covars", "means2d", "lengths", "viewmat", "intrinsics")),
     ("accumulate", ctypes.c_int32),
 )
 # Mirrors of the structures in csrc/cpu/adam.h.
@@ -84,6 +88,7 @@ UpdateArgs = _struct(
     "UpdateArgs",
     *((name, _P) for name in ("tensors", "radii", "opacity_slope")),
     *((name, ctypes.c_float) for name in ("opacity_penalty", "scale_x", "scale_y")),
+    ("lengths", ctypes.c_int32),
     *((name, _P) for name in ("grad_sum", "num_views", "viewmat", "intrinsics")),
 )
 

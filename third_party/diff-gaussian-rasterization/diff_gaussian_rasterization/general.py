@@ -66,6 +66,7 @@ def rasterize_gaussians_raw(
     background: Tensor | None = None,  # [3]
     sh_degree: int | None = None,
     means2d_probe: Tensor | None = None,  # [C, N, 2]
+    lengths_probe: Tensor | None = None,  # [C, N]
 ) -> RasterOutput:
     """Render Gaussians into every camera.
 
@@ -86,6 +87,9 @@ def rasterize_gaussians_raw(
         background: Colour behind everything; black where None. [3]
         sh_degree: Degree in use, 0-3; all that sh0 and shN hold where None.
         means2d_probe: Zeros that require grad: receives the gradient of the pixel positions. [C, N, 2]
+        lengths_probe: Anything that requires grad: receives the length of that gradient pixel by pixel, in half image sizes, added up
+            over the pixels (as AbsGS, Ye et al. 2024, but for lengths instead of components). Not a derivative of anything: gradients
+            of pixels that pull a Gaussian to different sides cancel in the one, and add up in this. [C, N]
 
     Returns:
         `RasterOutput`. Its `radii` carry no gradient.
@@ -101,7 +105,7 @@ def rasterize_gaussians_raw(
     options = raw_options(scene, width, height, sh_degree)
     if background is None:
         background = means.new_zeros(3)
-    return render(scene, viewmats, Ks, background, means2d_probe, options)
+    return render(scene, viewmats, Ks, background, means2d_probe, options, lengths_probe)
 
 
 def raw_options(
@@ -125,6 +129,7 @@ def render(
     background: Tensor,  # [3]
     means2d_probe: Tensor | None,  # [C, N, 2]
     options: RenderOptions,
+    lengths_probe: Tensor | None = None,  # [C, N]
 ) -> RasterOutput:
     """Check cameras and run the core: what both faces share."""
     device = scene.means.device
@@ -132,6 +137,8 @@ def render(
     n, num_cameras = len(scene.means), len(viewmats)
     if means2d_probe is not None:
         check_tensor("means2d_probe", means2d_probe, (num_cameras, n, 2), device)
+    if lengths_probe is not None:
+        check_tensor("lengths_probe", lengths_probe, (num_cameras, n), device)
     if cuda.on_gpu(scene.means):
         from diff_gaussian_rasterization._cuda_autograd import Rasterize
 
@@ -142,9 +149,11 @@ def render(
             scene = SceneTensors(*(None if t is None else t.detach() for t in scene))
             Ks, viewmats, background = Ks.detach(), viewmats.detach(), background.detach()
             means2d_probe = None if means2d_probe is None else means2d_probe.detach()
+            lengths_probe = None
     else:
         function = _Rasterize
-    return RasterOutput(*function.apply(options, Ks, viewmats, background, means2d_probe, *scene))
+    inputs = (options, Ks, viewmats, background, means2d_probe, lengths_probe)
+    return RasterOutput(*function.apply(*inputs, *scene))
 
 
 def set_num_threads(count: int | None) -> None:
@@ -184,7 +193,7 @@ def forward(
 
 
 class _Rasterize(torch.autograd.Function):
-    """Inputs: (options, Ks, viewmats, background, means2d_probe, *SceneTensors)."""
+    """Inputs: (options, Ks, viewmats, background, means2d_probe, lengths_probe, *SceneTensors)."""
 
     @staticmethod
     def forward(
@@ -194,6 +203,7 @@ class _Rasterize(torch.autograd.Function):
         viewmats: Tensor,
         background: Tensor,
         means2d_probe: Tensor | None,
+        lengths_probe: Tensor | None,
         *scene_tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scene = SceneTensors(*(t if t is None else t.contiguous() for t in scene_tensors))
@@ -218,23 +228,26 @@ class _Rasterize(torch.autograd.Function):
         alpha, *saved = ctx.saved_tensors
         scene = SceneTensors(*saved)
         cotangents = [None if v is None else v.contiguous() for v in (v_rgb, v_alpha, v_depth)]
-        _, needs_Ks, needs_viewmats, needs_background, needs_probe, *_ = ctx.needs_input_grad
+        _, needs_Ks, needs_viewmats, needs_background, needs_probe, needs_lengths, *_ = (
+            ctx.needs_input_grad
+        )
         n = len(scene.means)
         gradients = SceneTensors(*(None if t is None else torch.empty_like(t) for t in scene))
         d_viewmats = torch.empty(ctx.num_cameras, 4, 4) if needs_viewmats else None
         d_intrinsics = torch.empty(ctx.num_cameras, 4) if needs_Ks else None
         d_means2d = torch.empty(ctx.num_cameras, n, 2) if needs_probe else None
+        lengths = torch.empty(ctx.num_cameras, n) if needs_lengths else None
         args = scene_args(scene, ctx.options)
         for c, frame in enumerate(ctx.frames):
             views = [None if v is None else v[c] for v in cotangents]
             per_camera = [
-                None if d is None else d[c] for d in (d_means2d, d_viewmats, d_intrinsics)
+                None if d is None else d[c] for d in (d_means2d, lengths, d_viewmats, d_intrinsics)
             ]
             pointers = map(_native.pointer, [*gradients, *per_camera])
             frame.call(
                 frame.lib.s2d_backward,
                 args,
-                _native.CotangentArgs(*map(_native.pointer, views)),
+                _native.CotangentArgs(*map(_native.pointer, views), int(needs_lengths)),
                 _native.GradientArgs(*pointers, int(c > 0)),
             )
         if not ctx.frames:
@@ -244,7 +257,7 @@ class _Rasterize(torch.autograd.Function):
             zero = alpha.new_zeros(3)
             d_background = zero if v_rgb is None else ((1 - alpha) * v_rgb).sum((0, 1, 2))
         d_Ks = None if d_intrinsics is None else intrinsics_matrix(d_intrinsics)
-        return None, d_Ks, d_viewmats, d_background, d_means2d, *gradients
+        return None, d_Ks, d_viewmats, d_background, d_means2d, lengths, *gradients
 
 
 def intrinsics_matrix(

@@ -111,6 +111,7 @@ class TrainingView:
         *,
         opacity_penalty: float = 0.0,
         statistics: tuple[Tensor, Tensor] | None = None,  # [N], [N]
+        lengths: bool = False,
     ) -> None:
         """Carry the gradients of rgb, alpha and depth back and take the optimiser's step; once per view.
 
@@ -122,6 +123,7 @@ class TrainingView:
             opacity_penalty: As if the loss had this times the mean opacity, of the parameters; then all rows are updated.
             statistics: Sums of the length of each visible Gaussian's 2D gradient, in half image sizes (3DGS's normalised device
                 units), and the number of views that saw it: both are added to, float32. [N], [N]
+            lengths: Of that gradient pixel by pixel, added up over the pixels: `lengths_probe` of `rasterize_gaussians_raw`.
 
         Raises:
             ValueError: No image has a gradient; a second update; the optimiser holds other tensors; wrong statistics.
@@ -141,7 +143,7 @@ class TrainingView:
                 check_tensor(name, tensor, (len(self.radii),), self.radii.device)
         step = self._update_on_gpu if cuda.on_gpu(self.radii) else self._update_on_cpu
         with optimizer.lent(list(self._parameters.values())) as rules, torch.no_grad():
-            d_viewmat, d_intrinsics = step(gradients, rules, opacity_penalty, statistics)
+            d_viewmat, d_intrinsics = step(gradients, rules, opacity_penalty, statistics, lengths)
         self._frame = None
         camera = []
         if self._viewmat.requires_grad:
@@ -158,6 +160,7 @@ class TrainingView:
         rules: list[AdamRule],
         opacity_penalty: float,
         statistics: tuple[Tensor, Tensor] | None,
+        lengths: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         """-> gradients of the viewmat [4, 4] and the intrinsics [4], where they are wanted"""
         d_viewmat = torch.empty(4, 4) if self._viewmat.requires_grad else None
@@ -170,6 +173,7 @@ class TrainingView:
             opacity_penalty=opacity_penalty,
             scale_x=0.5 * self._options.width,
             scale_y=0.5 * self._options.height,
+            lengths=lengths,
             viewmat=_native.pointer(d_viewmat),
             intrinsics=_native.pointer(d_intrinsics),
         )
@@ -178,7 +182,7 @@ class TrainingView:
         self._frame.call(
             self._frame.lib.s2d_backward_update,
             scene_args(self._scene, self._options),
-            _native.CotangentArgs(*map(_native.pointer, gradients)),
+            _native.CotangentArgs(*map(_native.pointer, gradients), lengths),
             update,
         )
         return d_viewmat, d_intrinsics
@@ -189,12 +193,14 @@ class TrainingView:
         rules: list[AdamRule],
         opacity_penalty: float,
         statistics: tuple[Tensor, Tensor] | None,
+        lengths: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         """As `_update_on_cpu`."""
         from diff_gaussian_rasterization import _cuda
 
         images = (self.rgb, self.alpha, self.depth)
-        sums = _cuda.splat_gradients(self._frame, images, gradients, self._options)
+        found = torch.zeros_like(self._frame.radii, dtype=torch.float32) if lengths else None
+        sums = _cuda.splat_gradients(self._frame, images, gradients, self._options, found)
         cameras = _cuda.update(
             self._scene,
             rules,
@@ -205,6 +211,7 @@ class TrainingView:
             self._opacity_slope,
             opacity_penalty,
             statistics,
+            found,
             self._viewmat.requires_grad or self._K.requires_grad,
         )
         return (None, None) if cameras is None else (cameras[0][0], cameras[1][0])

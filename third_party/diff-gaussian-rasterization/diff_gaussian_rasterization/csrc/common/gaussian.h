@@ -10,6 +10,8 @@ namespace s2d {
 // What the tile passes sum up of a splat. With G = dLoss / d ln alpha of a pixel, (u, v) its whitened coordinates, w its weight and v_ the
 // cotangents: the sums over pixels of G, G u, G v, G u^2, G u v, G v^2, w v_r, w v_g, w v_b, w v_aux.
 enum Sums { SUM_G, SUM_GU, SUM_GV, SUM_GUU, SUM_GUV, SUM_GVV, SUM_R, SUM_GREEN, SUM_B, SUM_AUX, NUM_SUMS };
+// Beside them, where it is asked for: the sum of the lengths of the pixels' gradients by the position, in half image sizes.
+constexpr int SUM_LENGTH = NUM_SUMS;
 
 // H for the covariance xx xy xz yy yz zz: its Cholesky factor. Pivots of a semidefinite matrix may come out slightly negative.
 template <class F>

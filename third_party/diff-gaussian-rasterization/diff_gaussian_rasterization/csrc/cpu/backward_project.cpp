@@ -119,6 +119,7 @@ void backward_batch(const Frame& frame, const SceneArgs& scene, const GradientAr
   write_rows<1>(gradients.opacity_logits, row, count, visible, &d_opacity, add);
   const F d_pixel[2] = {grad.mean_x, grad.mean_y};
   write_rows<2>(gradients.means2d, row, count, visible, d_pixel, false);
+  write_rows<1>(gradients.lengths, row, count, visible, &sums[SUM_LENGTH], false);
 
   if (scene.covars) {
     F d_covar[6];
@@ -148,6 +149,7 @@ void clear_batch(const SceneArgs& scene, const GradientArgs& g, int64_t first, i
   clear_rows(g.means, 3, first, count, g.accumulate);
   clear_rows(g.opacity_logits, 1, first, count, g.accumulate);
   clear_rows(g.means2d, 2, first, count, false);
+  clear_rows(g.lengths, 1, first, count, false);
   clear_rows(scene.colors ? g.colors : g.sh0, 3, first, count, g.accumulate);
   if (!scene.colors) clear_rows(g.shN, 3 * (scene.num_coeffs - 1), first, count, g.accumulate);
   if (scene.covars) {

@@ -6,7 +6,8 @@
 //   q = alpha / (1 - alpha) = 1 / (2^n - 1)
 //   w = alpha T' = q T          T = transmittance behind the instance, T' = T + w = in front of it
 //   G = dLoss / d ln alpha = w (c . v) - q S     S = sum of w (c . v) behind, background included; 0 where alpha is clamped
-// and the slot gets the sums of G, G u, G v, G u^2, G u v, G v^2, w v_r, w v_g, w v_b, w v_aux.
+// and the slot gets the sums of G, G u, G v, G u^2, G u v, G v^2, w v_r, w v_g, w v_b, w v_aux, and where it is asked for the length of
+// (G u, G v) carried to the position, pixel by pixel: gradients that point in all directions cancel in the sum, but not in that.
 #include <algorithm>
 #include <climits>
 
@@ -115,12 +116,15 @@ void compute_q(Group& group, const PixelCenters& centers, const BlockPixels* blo
   }
 }
 
-template <bool DEPTH>
-void sum_group(const Group& group, const PixelCenters& centers, BlockPixels* blocks) {
+template <bool DEPTH, bool LENGTHS>
+void sum_group(const Frame& frame, const Group& group, const PixelCenters& centers, BlockPixels* blocks) {
+  constexpr int WIDTH = NUM_SUMS + LENGTHS;
   const F q_clamped = reciprocal(F(1.0f / ALPHA_MAX - 1.0f));
+  const float scale_x = 0.5f * frame.camera_args.width / (WHITEN * WHITEN), scale_y = 0.5f * frame.camera_args.height / (WHITEN * WHITEN);
   for (int i = 0, j = 0; i < group.count; ++i) {
     const TileSplat& s = group.splats[i];
-    F total[NUM_SUMS];
+    const F x_by_u(scale_x * s.s1), y_by_u(scale_y * s.s2), y_by_v(scale_y * s.s3);
+    F total[WIDTH];
     for (F& value : total) value = F(0.0f);
     for (; j < group.ends[i]; ++j) {
       const int k = group.pairs[j] % TILE_BLOCKS;
@@ -145,19 +149,23 @@ void sum_group(const Group& group, const PixelCenters& centers, BlockPixels* blo
       total[SUM_GREEN] = fma(w, block.g, total[SUM_GREEN]);
       total[SUM_B] = fma(w, block.b, total[SUM_B]);
       if (DEPTH) total[SUM_AUX] = fma(w, block.aux, total[SUM_AUX]);
+      if constexpr (LENGTHS) {
+        const F x = x_by_u * Gu, y = fma(y_by_u, Gu, y_by_v * Gv);
+        total[SUM_LENGTH] = total[SUM_LENGTH] + sqrt_of(fma(x, x, y * y));
+      }
     }
-    transposed_sum<NUM_SUMS>(total, group.sums[i]);
+    transposed_sum<WIDTH>(total, group.sums[i]);
   }
 }
 
-template <bool DEPTH>
-void finish_group(Group& group, const PixelCenters& centers, BlockPixels* blocks) {
+template <bool DEPTH, bool LENGTHS>
+void finish_group(const Frame& frame, Group& group, const PixelCenters& centers, BlockPixels* blocks) {
   compute_q(group, centers, blocks);
-  sum_group<DEPTH>(group, centers, blocks);
+  sum_group<DEPTH, LENGTHS>(frame, group, centers, blocks);
   group.count = group.num_pairs = 0;
 }
 
-template <bool DEPTH>
+template <bool DEPTH, bool LENGTHS>
 void backward_tile(const Frame& frame, const CotangentArgs& cotangents, int64_t index) {
   const uint32_t begin = frame.tile_begin[index], count = frame.tile_begin[index + 1] - begin;
   if (!count) return;
@@ -188,15 +196,15 @@ void backward_tile(const Frame& frame, const CotangentArgs& cotangents, int64_t 
     float* sums = slots[instance.slot].sums;
     const uint32_t mask = instance.mask & blocks;
     if (!mask) {
-      std::fill(sums, sums + NUM_SUMS, 0.0f);
+      std::fill(sums, sums + NUM_SUMS + LENGTHS, 0.0f);
       continue;
     }
     __builtin_prefetch(sums, 1);
     group.splats[group.count].set(splats[instance.gaussian], tile, i);
     group.add(mask, sums);
-    if (group.full()) finish_group<DEPTH>(group, centers, pixels);
+    if (group.full()) finish_group<DEPTH, LENGTHS>(frame, group, centers, pixels);
   }
-  finish_group<DEPTH>(group, centers, pixels);
+  finish_group<DEPTH, LENGTHS>(frame, group, centers, pixels);
 }
 
 }  // namespace
@@ -204,13 +212,9 @@ void backward_tile(const Frame& frame, const CotangentArgs& cotangents, int64_t 
 void backward_tiles(Frame& frame, const CotangentArgs& cotangents, int num_threads) {
   PhaseTimer timer(frame, PHASE_BACKWARD_TILES);
   const int64_t num_tiles = static_cast<int64_t>(frame.tiles_x) * frame.tiles_y;
-  parallel_for(num_tiles, num_threads, [&](int64_t tile) {
-    if (cotangents.depth) {
-      backward_tile<true>(frame, cotangents, tile);
-    } else {
-      backward_tile<false>(frame, cotangents, tile);
-    }
-  });
+  const auto run = cotangents.depth ? (cotangents.lengths ? backward_tile<true, true> : backward_tile<true, false>)
+                                    : (cotangents.lengths ? backward_tile<false, true> : backward_tile<false, false>);
+  parallel_for(num_tiles, num_threads, [&](int64_t tile) { run(frame, cotangents, tile); });
 }
 
 }  // namespace s2d

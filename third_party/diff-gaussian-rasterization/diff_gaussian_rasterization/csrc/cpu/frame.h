@@ -158,11 +158,13 @@ struct ImageArgs {
 
 struct CotangentArgs {
   const float *rgb, *alpha, *depth;  // null = zero
+  int32_t lengths;                   // 1: SUM_LENGTH is wanted, too
 };
 
 struct GradientArgs {
   float *means, *log_scales, *quats, *opacity_logits, *sh0, *shN, *colors, *covars;
   float* means2d;      // of this camera; null = not wanted
+  float* lengths;      // [N] SUM_LENGTH of this camera; null = not wanted
   float* viewmat;      // [16] of this camera; null = not wanted
   float* intrinsics;   // [4] fx, fy, cx, cy of this camera; null = not wanted
   int32_t accumulate;  // 1: add to the Gaussians' gradients that are there (second camera of a batch)
@@ -175,6 +177,7 @@ struct UpdateArgs {
   const float* opacity_slope;  // [N] derivative of the scene's opacity logits by the tensors'; null = they are the same
   float opacity_penalty;      // the loss has this times the mean opacity; if > 0, all rows are updated
   float scale_x, scale_y;     // of the 2D gradients in the statistics
+  int32_t lengths;            // 1: grad_sum gets SUM_LENGTH instead of the length of the sum
   float *grad_sum, *num_views;  // [N] where radii > 0: += length of the 2D gradient, += 1; null = not wanted
   float *viewmat, *intrinsics;  // as in GradientArgs
 };

@@ -17,9 +17,9 @@ constexpr int NUM_TENSORS = 6;
 enum Tensors { MEANS, LOG_SCALES, QUATS, OPACITY_LOGITS, SH0, SHN };
 
 // Gradients of a chunk, behind one another in the thread's own memory.
-GradientArgs chunk_gradients(const AdamTensor* tensors, const float** grads) {
+GradientArgs chunk_gradients(const AdamTensor* tensors, bool lengths, const float** grads) {
   static thread_local Buffer<float> memory;
-  int64_t width = 2;
+  int64_t width = 2 + 1;
   for (int t = 0; t < NUM_TENSORS; ++t) width += tensors[t].width;
   float* next = memory.reserve(width * CHUNK);
   float* begin[NUM_TENSORS + 1];
@@ -33,6 +33,7 @@ GradientArgs chunk_gradients(const AdamTensor* tensors, const float** grads) {
   out.means = begin[MEANS], out.log_scales = begin[LOG_SCALES], out.quats = begin[QUATS];
   out.opacity_logits = begin[OPACITY_LOGITS], out.sh0 = begin[SH0], out.shN = begin[SHN];
   out.means2d = begin[NUM_TENSORS];
+  if (lengths) out.lengths = out.means2d + 2 * CHUNK;
   return out;
 }
 
@@ -52,11 +53,12 @@ void add_opacity_penalty(const UpdateArgs& update, int64_t n, int64_t begin, int
   }
 }
 
-void add_statistics(const UpdateArgs& update, int64_t begin, int64_t end, const float* means2d) {
+void add_statistics(const UpdateArgs& update, int64_t begin, int64_t end, const float* means2d, const float* lengths) {
   for (int64_t g = begin; g < end; ++g) {
     const float x = update.scale_x * means2d[2 * (g - begin)], y = update.scale_y * means2d[2 * (g - begin) + 1];
     const bool seen = update.radii[g] > 0;
-    update.grad_sum[g] += seen ? __builtin_sqrtf(x * x + y * y) : 0.0f;
+    const float length = update.lengths ? lengths[g - begin] : __builtin_sqrtf(x * x + y * y);
+    update.grad_sum[g] += seen ? length : 0.0f;
     update.num_views[g] += seen ? 1.0f : 0.0f;
   }
 }
@@ -80,12 +82,12 @@ void backward_update(Frame& frame, const SceneArgs& scene, const UpdateArgs& upd
   parallel_for((n + CHUNK - 1) / CHUNK, num_threads, [&](int64_t chunk) {
     const int64_t begin = chunk * CHUNK, end = std::min(n, begin + CHUNK);
     const float* grads[NUM_TENSORS];
-    const GradientArgs gradients = chunk_gradients(update.tensors, grads);
+    const GradientArgs gradients = chunk_gradients(update.tensors, update.lengths, grads);
     backward_rows(frame, scene, gradients, with_depth, begin, end, begin, camera_sums);
     if (update.opacity_slope) apply_opacity_slope(update.opacity_slope, begin, end, gradients.opacity_logits);
     const bool all = update.opacity_penalty > 0.0f;
     if (all) add_opacity_penalty(update, n, begin, end, gradients.opacity_logits);
-    if (update.grad_sum) add_statistics(update, begin, end, gradients.means2d);
+    if (update.grad_sum) add_statistics(update, begin, end, gradients.means2d, gradients.lengths);
     const AdamArgs rows = {end - begin, NUM_TENSORS, nullptr, all ? nullptr : update.radii + begin, sizeof(int32_t)};
     for (int t = 0; t < NUM_TENSORS; ++t) adam_rows(rows, rows_of(update.tensors[t], grads[t], begin), 0, end - begin);
   });

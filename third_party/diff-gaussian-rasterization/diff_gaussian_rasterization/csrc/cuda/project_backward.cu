@@ -37,6 +37,7 @@
 //   scale_x, scale_y float32 of the 2D gradients in the statistics
 //   grad_sum         in/out [N] or 0
 //   num_views        in/out [N] or 0
+//   lengths          [1, N] that go to grad_sum instead of the lengths of the sums, or 0
 //   camera_sums      in/out float64 [1, 19] or 0; zeros before the launch
 //
 // finish_cameras                         grid C, block 32, no dynamic shared memory
@@ -189,9 +190,10 @@ __device__ __forceinline__ void update_values(const WarpRows& rows, const float*
 }
 
 __device__ __forceinline__ void add_statistics(const Gradients& grads, int64 index, float scale_x, float scale_y,
-                                               float* __restrict__ grad_sum, float* __restrict__ num_views) {
+                                               const float* __restrict__ lengths, float* __restrict__ grad_sum,
+                                               float* __restrict__ num_views) {
   const float x = scale_x * grads.mean2d[0], y = scale_y * grads.mean2d[1];
-  grad_sum[index] += sqrtf(x * x + y * y);
+  grad_sum[index] += lengths ? finite_or_zero(lengths[index]) : sqrtf(x * x + y * y);
   num_views[index] += 1.0f;
 }
 
@@ -266,7 +268,7 @@ extern "C" __global__ void __launch_bounds__(128) project_update(
     float* m_quats, float* m_opacity_logits, float* m_sh0, float* m_shN, float* v_means, float* v_log_scales, float* v_quats,
     float* v_opacity_logits, float* v_sh0, float* v_shN, const float* __restrict__ rates, const float* __restrict__ drawn_logits,
     const float* __restrict__ opacity_slope, float opacity_penalty, float scale_x, float scale_y, float* __restrict__ grad_sum,
-    float* __restrict__ num_views, double* __restrict__ camera_sums) {
+    float* __restrict__ num_views, const float* __restrict__ lengths, double* __restrict__ camera_sums) {
   using namespace s2d;
   __shared__ Camera camera;
   __shared__ __align__(16) float coeffs[PROJECT_WARPS][WARP * MAX_ROW];
@@ -292,7 +294,7 @@ extern "C" __global__ void __launch_bounds__(128) project_update(
     add_view(camera, scene, index, gaussian, splat_grads + NUM_SUMS * index, false, false, with_depth, my_coeffs, my_coeffs, false,
              grads, camera_grads);
     if (opacity_slope) grads.opacity = finite_or_zero(opacity_slope[index] * grads.opacity);
-    if (grad_sum) add_statistics(grads, index, scale_x, scale_y, grad_sum, num_views);
+    if (grad_sum) add_statistics(grads, index, scale_x, scale_y, lengths, grad_sum, num_views);
   } else if (has_rows && opacity_penalty > 0.0f) {
     for (int k = 0; k < layout.width; ++k) my_coeffs[k] = 0.0f;
   }

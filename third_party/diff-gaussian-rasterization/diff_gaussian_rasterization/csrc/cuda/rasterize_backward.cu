@@ -12,7 +12,8 @@
 // With q = alpha / (1 - alpha), T the transmittance behind an instance, w = q T its weight, c . v its colour times the cotangents:
 //   G = dLoss / d ln alpha = w (c . v) - q S      S = sum of w (c . v) behind, background included; 0 where alpha is clamped
 //
-// rasterize_backward, rasterize_backward_depth      grid I / 256 + C * tiles_x * tiles_y + 1, block 128, no dynamic shared memory
+// rasterize_backward, rasterize_backward_depth, and both with _lengths
+//                                      grid I / 256 + C * tiles_x * tiles_y + 1, block 128, no dynamic shared memory
 //   width, height, tiles_x, tiles_y      int32
 //   inverse_depth    int32
 //   background       [3]
@@ -20,8 +21,9 @@
 //   rgb, alpha, depth, final_T, stop, states, segment_tile      as rasterize_forward wrote them
 //   v_rgb            [C, H, W, 3] or 0
 //   v_alpha          [C, H, W, 1] or 0
-//   v_depth          [C, H, W, 1]; rasterize_backward does not read it (0)
+//   v_depth          [C, H, W, 1]; those without depth do not read it (0)
 //   splat_grads      in/out [C, N, 10]; zeros before the launch
+//   lengths          in/out [C, N]; zeros before the launch: SUM_LENGTH. Those without _lengths do not write it (0)
 // The background's gradient is torch's: (final_T[..., None] * v_rgb).sum((0, 1, 2)).
 #include "tile.h"
 
@@ -84,9 +86,11 @@ __device__ __forceinline__ Pixel load_pixel(const Images& images, const TilePosi
   return out;
 }
 
-// Add what a pixel contributes to the sums of the splat at i, and move the pixel in front of it. Returns whether the splat is blended there.
-template <bool DEPTH, int COUNT>
-__device__ __forceinline__ bool add_pixel(const StagedSplats<COUNT>& staged, int i, bool open, Pixel& pixel, float* sums) {
+// Add what a pixel contributes to the sums of the splat at i, and with LENGTHS to `length`, and move the pixel in front of it. Returns whether
+// the splat is blended there.
+template <bool DEPTH, bool LENGTHS, int COUNT>
+__device__ __forceinline__ bool add_pixel(const StagedSplats<COUNT>& staged, int i, bool open, const Images& images, Pixel& pixel,
+                                          float* sums, float& length) {
   const float4 p = staged.place[i], r = staged.rest[i];
   const float u = __fmaf_rn(p.z, pixel.x, __fmaf_rn(p.w, pixel.y, p.x)), v = __fmaf_rn(r.x, pixel.y, p.y);
   const float power = __fmaf_rn(-v, v, __fmaf_rn(-u, u, r.y));
@@ -111,6 +115,11 @@ __device__ __forceinline__ bool add_pixel(const StagedSplats<COUNT>& staged, int
   sums[SUM_GREEN] += w * pixel.v_g;
   sums[SUM_B] += w * pixel.v_b;
   if (DEPTH) sums[SUM_AUX] += w * pixel.v_aux;
+  if (LENGTHS) {
+    constexpr float HALF = 0.5f / (WHITEN * WHITEN);
+    const float x = HALF * images.width * p.z * Gu, y = HALF * images.height * (p.w * Gu + r.x * Gv);
+    length += sqrtf(x * x + y * y);
+  }
   return true;
 }
 
@@ -146,11 +155,11 @@ __device__ __forceinline__ float sum_across_lanes(float* sums) {
   return sums[0] + __shfl_xor_sync(FULL_WARP, sums[0], 1);
 }
 
-template <bool DEPTH>
+template <bool DEPTH, bool LENGTHS>
 __device__ __forceinline__ void backward_segment(const Images& images, int tiles_x, int tiles_y, const float* __restrict__ splats,
                                                  const int* __restrict__ instances, const int64* __restrict__ tile_begin,
                                                  const float* __restrict__ states, const int* __restrict__ segment_tile,
-                                                 float* __restrict__ splat_grads) {
+                                                 float* __restrict__ splat_grads, float* __restrict__ lengths) {
   __shared__ StagedSplats<BACKWARD_THREADS> staged;
   __shared__ int indices[BACKWARD_THREADS];
   const int tile = segment_tile[blockIdx.x];
@@ -189,17 +198,21 @@ __device__ __forceinline__ void backward_segment(const Images& images, int tiles
       while (touching) {
         const int bit = 31 - __clz(touching), i = group + bit;
         touching ^= 1u << bit;
-        float sums[NUM_SUMS] = {};
+        float sums[NUM_SUMS] = {}, length = 0.0f;
         bool blended = false;
 #pragma unroll
         for (int half = 0; half < HALVES; ++half) {
           if (staged.mask[i] >> (upper_block + 2 * half) & 1) {
-            blended |= add_pixel<DEPTH>(staged, i, base + i < pixels[half].stop, pixels[half], sums);
+            blended |= add_pixel<DEPTH, LENGTHS>(staged, i, base + i < pixels[half].stop, images, pixels[half], sums, length);
           }
         }
         if (!__any_sync(FULL_WARP, blended)) continue;
         const float sum = sum_across_lanes(sums);
         if (my_sum >= 0) atomicAdd(splat_grads + static_cast<int64>(NUM_SUMS) * indices[i] + my_sum, sum);
+        if (LENGTHS) {
+          for (int step = WARP / 2; step > 0; step /= 2) length += __shfl_xor_sync(FULL_WARP, length, step);
+          if (lane == 0) atomicAdd(lengths + indices[i], length);
+        }
       }
     }
   }
@@ -213,9 +226,10 @@ extern "C" __global__ void __launch_bounds__(128) rasterize_backward(
     const float* __restrict__ rgb, const float* __restrict__ alpha, const float* __restrict__ depth,
     const float* __restrict__ final_T, const int* __restrict__ stop, const float* __restrict__ states,
     const int* __restrict__ segment_tile, const float* __restrict__ v_rgb, const float* __restrict__ v_alpha,
-    const float* __restrict__ v_depth, float* __restrict__ splat_grads) {
+    const float* __restrict__ v_depth, float* __restrict__ splat_grads, float* __restrict__ lengths) {
   const s2d::Images images = {width, height, inverse_depth != 0, background, rgb, alpha, depth, final_T, stop, v_rgb, v_alpha, v_depth};
-  s2d::backward_segment<false>(images, tiles_x, tiles_y, splats, instances, tile_begin, states, segment_tile, splat_grads);
+  s2d::backward_segment<false, false>(images, tiles_x, tiles_y, splats, instances, tile_begin, states, segment_tile,
+      splat_grads, lengths);
 }
 
 extern "C" __global__ void __launch_bounds__(128) rasterize_backward_depth(
@@ -224,7 +238,32 @@ extern "C" __global__ void __launch_bounds__(128) rasterize_backward_depth(
     const float* __restrict__ rgb, const float* __restrict__ alpha, const float* __restrict__ depth,
     const float* __restrict__ final_T, const int* __restrict__ stop, const float* __restrict__ states,
     const int* __restrict__ segment_tile, const float* __restrict__ v_rgb, const float* __restrict__ v_alpha,
-    const float* __restrict__ v_depth, float* __restrict__ splat_grads) {
+    const float* __restrict__ v_depth, float* __restrict__ splat_grads, float* __restrict__ lengths) {
   const s2d::Images images = {width, height, inverse_depth != 0, background, rgb, alpha, depth, final_T, stop, v_rgb, v_alpha, v_depth};
-  s2d::backward_segment<true>(images, tiles_x, tiles_y, splats, instances, tile_begin, states, segment_tile, splat_grads);
+  s2d::backward_segment<true, false>(images, tiles_x, tiles_y, splats, instances, tile_begin, states, segment_tile,
+      splat_grads, lengths);
+}
+
+extern "C" __global__ void __launch_bounds__(128) rasterize_backward_lengths(
+    int width, int height, int tiles_x, int tiles_y, int inverse_depth, const float* __restrict__ background,
+    const float* __restrict__ splats, const int* __restrict__ instances, const long long* __restrict__ tile_begin,
+    const float* __restrict__ rgb, const float* __restrict__ alpha, const float* __restrict__ depth,
+    const float* __restrict__ final_T, const int* __restrict__ stop, const float* __restrict__ states,
+    const int* __restrict__ segment_tile, const float* __restrict__ v_rgb, const float* __restrict__ v_alpha,
+    const float* __restrict__ v_depth, float* __restrict__ splat_grads, float* __restrict__ lengths) {
+  const s2d::Images images = {width, height, inverse_depth != 0, background, rgb, alpha, depth, final_T, stop, v_rgb, v_alpha, v_depth};
+  s2d::backward_segment<false, true>(images, tiles_x, tiles_y, splats, instances, tile_begin, states, segment_tile,
+      splat_grads, lengths);
+}
+
+extern "C" __global__ void __launch_bounds__(128) rasterize_backward_depth_lengths(
+    int width, int height, int tiles_x, int tiles_y, int inverse_depth, const float* __restrict__ background,
+    const float* __restrict__ splats, const int* __restrict__ instances, const long long* __restrict__ tile_begin,
+    const float* __restrict__ rgb, const float* __restrict__ alpha, const float* __restrict__ depth,
+    const float* __restrict__ final_T, const int* __restrict__ stop, const float* __restrict__ states,
+    const int* __restrict__ segment_tile, const float* __restrict__ v_rgb, const float* __restrict__ v_alpha,
+    const float* __restrict__ v_depth, float* __restrict__ splat_grads, float* __restrict__ lengths) {
+  const s2d::Images images = {width, height, inverse_depth != 0, background, rgb, alpha, depth, final_T, stop, v_rgb, v_alpha, v_depth};
+  s2d::backward_segment<true, true>(images, tiles_x, tiles_y, splats, instances, tile_begin, states, segment_tile,
+      splat_grads, lengths);
 }
