@@ -51,6 +51,7 @@ def rasterize(
     viewmats: Tensor | None = None,  # [C, 4, 4]
     Ks: Tensor | None = None,  # [C, 3, 3]
     means2d_probe: Tensor | None = None,  # [C, N, 2]
+    lengths_probe: Tensor | None = None,  # [C, N]
 ) -> Render:
     """Render Gaussians into every camera; all cameras have one size.
 
@@ -64,6 +65,7 @@ def rasterize(
         viewmats: World-to-camera, instead of `cameras.viewmats`; may require grad. [C, 4, 4]
         Ks: Likewise, instead of `cameras.Ks`. [C, 3, 3]
         means2d_probe: Zeros that require grad: receives the gradient by pixel position, for density control. [C, N, 2]
+        lengths_probe: Likewise, receives the lengths of that gradient pixel by pixel, in half image sizes, added up. [C, N]
 
     Returns:
         `Render`; differentiable in all of gaussians, background, viewmats and Ks, except for `radii`.
@@ -85,6 +87,7 @@ def rasterize(
         background=background,
         sh_degree=sh_degree,
         means2d_probe=means2d_probe,
+        lengths_probe=lengths_probe,
     )
     return Render(out.rgb, out.alpha, out.depth, out.radii)
 

@@ -254,6 +254,7 @@ def optimise_view(
         run.optimizer,
         opacity_penalty=opacity_weight,
         statistics=(state.grad_sum, state.num_views),
+        lengths=strategies is not None and strategies.counts_lengths,
     )
     run.step += 1
     if strategies is not None:

@@ -51,7 +51,7 @@ class LayeredConfig(Protocol):
 def check_strategy(strategy: Strategy) -> None:
     """Raise ValueError if a strategy is on that layers do not have; called before anything is read."""
     taken = {"dropout": None, "clearance": Strategy().clearance, "isolation": None}
-    if replace(strategy, **taken).chosen:
+    if replace(strategy.without_naming_plain(), **taken).chosen:
         raise ValueError(
             "Of the strategies' flags (docs/strategies.md) --layers takes --dropout, --clearance and --isolation alone. Leave the others out."
         )

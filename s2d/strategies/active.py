@@ -13,7 +13,8 @@ from s2d.gaussians import Gaussians
 from s2d.optim import SparseGaussianAdam
 from s2d.rasterize import TrainingView, rasterize, training_view
 from s2d.refinement import RefinedView
-from s2d.strategies import averaging, binocular, dropout, smoothing, support
+from s2d.sampling import spread
+from s2d.strategies import averaging, binocular, dropout, recycling, smoothing, support
 from s2d.strategies.averaging import Average
 from s2d.strategies.bounds import bound_scales
 from s2d.strategies.clearance import Ways, clear_ways, in_the_way
@@ -61,6 +62,11 @@ class ActiveStrategies:
         self.support = Support(gaussians.num, gaussians.means.device)
         self._variances: Tensor | None = None
 
+    @property
+    def counts_lengths(self) -> bool:
+        """Whether growth is asked for by the lengths of the pixels' gradients."""
+        return self.settings.grow == "absgrad"
+
     # ------------------------------------------------------------------------------------------------------- one step
 
     def render(
@@ -85,7 +91,7 @@ class ActiveStrategies:
             )
         if kept is not None:
             drawn.opacity_logits = dropout.dropped_logits(drawn.opacity_logits, kept, rate)
-        return StrategyView(gaussians, drawn, camera, sh_degree, refined)
+        return StrategyView(gaussians, drawn, camera, sh_degree, refined, self.counts_lengths)
 
     def extra_loss(
         self,
@@ -183,6 +189,9 @@ class ActiveStrategies:
             if settings.grow == "residual" and policy.enabled:
                 scores = residual_scores(gaussians, self.evidence.photos())
                 grow = most_wanted(scores, settings.growth, policy.max_gaussians)
+            full = gaussians.num > recycling.FULL * policy.max_gaussians
+            if settings.recycle and policy.enabled and full:
+                state = self._make_place(gaussians, optimizer, state)
             if settings.prune_floaters:
                 doomed = self._floaters(gaussians)
             hides = self.in_the_way(gaussians)
@@ -194,6 +203,20 @@ class ActiveStrategies:
         self.support.follow(state.parents)
         self._variances = None
         return state
+
+    def _make_place(
+        self, gaussians: Gaussians, optimizer: SparseGaussianAdam, state: DensifyState
+    ) -> DensifyState:
+        """Remove what the views show least; returns the statistics of what stays."""
+        cameras, novel = list(self.evidence.kept.cameras), self.evidence.novel
+        if novel is not None:
+            rows = spread(len(novel), recycling.MOST_NOVEL)
+            cameras += novel.select([novel.names[row] for row in rows])
+        count = int(self.settings.recycle * gaussians.num)
+        goes = recycling.least_seen(gaussians, cameras, count)
+        prune(gaussians, optimizer, goes)
+        self.support.follow((~goes).nonzero()[:, 0])
+        return DensifyState(state.grad_sum[~goes], state.num_views[~goes])
 
     def in_the_way(self, gaussians: Gaussians) -> Tensor | None:
         """Whether each stands where people look from, or alone in the open [N]; None without --clearance and --isolation."""

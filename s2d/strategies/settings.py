@@ -12,6 +12,12 @@ DROPOUT_VIEWS = 0.6
 # Isolation in stage 3. Stage 1 still places what stage 0 has guessed wrongly (docs/strategies.md).
 FINAL_ISOLATION = 0.2
 
+# Growth in stage 3. In stage 1 the same costs scenes that few photos cover (docs/strategies.md).
+FINAL_GROWTH = "absgrad"
+FINAL_RECYCLE = 0.05
+# Lengths that do not cancel are longer: the threshold that 3DGS has for the others is doubled, as AbsGS's authors do.
+ABSGRAD_FACTOR = 2.0
+
 # Fields that only choose numbers of the ordinary training.
 _PLAIN = ("sh_by_views", "densify_from", "densify_every", "densify_until")
 
@@ -46,8 +52,10 @@ class Strategy:
     """Nothing stands where people look from: at the kept cameras, on the ways between neighbours and at the novel cameras, this share of the distance to the nearest point of stage 0 is kept clear. 0 disables."""
     isolation: float | None = None
     """Remove Gaussians farther from all surfaces than this share of their distance to the nearest kept camera; surfaces are stage 0's points and the smooth continuation of its depth. 0 disables; without: 0.2 in stage 3, 0 in stage 1 and with layers."""
-    grow: Literal["gradient", "residual", "mcmc"] = "gradient"
-    """What asks for more Gaussians: the 2D gradient; the photos' residual; or MCMC, which moves the faint to where opacity is and adds noise."""
+    grow: Literal["gradient", "absgrad", "residual", "mcmc"] | None = None
+    """What asks for more Gaussians: the 2D gradient; its length pixel by pixel, which does not cancel where a blurred patch is wrong all over (AbsGS); the photos' residual; or MCMC, which moves the faint to where opacity is and adds noise. Without: absgrad in stage 3, gradient in stage 1 and with layers."""
+    recycle: float | None = None
+    """Share of the Gaussians that make place in each round once --max-gaussians is reached, those that all views show least. Only with --grow gradient and absgrad. 0 disables; without: 0.05 in stage 3, 0 in stage 1 and with layers."""
     growth: float = 0.05
     """Share of new Gaussians in a round of --grow residual and mcmc, up to --max-gaussians."""
     scale_weight: float = 0.0
@@ -72,9 +80,7 @@ class Strategy:
     @property
     def active(self) -> bool:
         """Whether a training step differs from that of plain 3DGS."""
-        return replace(self, isolation=self.isolation or None)._differs_from(
-            Strategy(dropout=0, clearance=0)
-        )
+        return self.without_naming_plain()._differs_from(Strategy(dropout=0, clearance=0))
 
     @property
     def chosen(self) -> bool:
@@ -99,8 +105,22 @@ class Strategy:
         return replace(self, dropout=min(LARGEST_DROPOUT, DROPOUT_VIEWS / num_kept))
 
     def for_final_scene(self) -> "Strategy":
-        """The same with the numbers that stage 3 has of its own."""
-        return self if self.isolation is not None else replace(self, isolation=FINAL_ISOLATION)
+        """The same with what stage 3 has of its own, where nothing else is asked for."""
+        own = {"isolation": FINAL_ISOLATION, "grow": FINAL_GROWTH}
+        if self.grow in (None, "gradient", "absgrad"):
+            own["recycle"] = FINAL_RECYCLE
+        return replace(
+            self, **{name: value for name, value in own.items() if getattr(self, name) is None}
+        )
+
+    def without_naming_plain(self) -> "Strategy":
+        """The same with nothing in place of what names plain 3DGS's way, which stage 1 and layers have without it."""
+        return replace(
+            self,
+            isolation=self.isolation or None,
+            grow=None if self.grow == "gradient" else self.grow,
+            recycle=self.recycle or None,
+        )
 
     def densify_policy(
         self, enabled: bool, grad_threshold: float, max_gaussians: int
@@ -111,7 +131,7 @@ class Strategy:
             self.densify_from,
             self.densify_until,
             self.densify_every,
-            grad_threshold,
+            grad_threshold * (ABSGRAD_FACTOR if self.grow == "absgrad" else 1.0),
             max_gaussians=max_gaussians,
         )
 
@@ -140,6 +160,12 @@ class Strategy:
             check_range(name, getattr(self, name), 0)
         if self.isolation is not None:
             check_range("isolation", self.isolation, 0)
+        if self.recycle is not None:
+            check_range("recycle", self.recycle, 0, below=1)
+            if self.recycle and self.grow in ("residual", "mcmc"):
+                raise ValueError(
+                    f"--recycle: no effect with --grow {self.grow}, which has a rule of its own. Leave one of them out."
+                )
         if self.max_elongation != 0:
             check_range("max_elongation", self.max_elongation, 1, hint="0 disables.")
         check_range("densify_every", self.densify_every, 1)

@@ -29,6 +29,7 @@ class StrategyView:
         camera: Cameras,
         sh_degree: int,
         refined: CameraTensors | None = None,
+        lengths: bool = False,
     ) -> None:
         """Render.
 
@@ -38,12 +39,14 @@ class StrategyView:
             camera: One camera.
             sh_degree: Degree in use.
             refined: Instead of the camera's viewmat and K.
+            lengths: `update` will want those of the pixels' gradients.
         """
         self.drawn = drawn
         self._leaves = leaves
         half_size = torch.tensor([0.5 * camera.width, 0.5 * camera.height])
         self._half_size = to_device(half_size, leaves.means.device)
         self._probe = leaves.means.new_zeros(1, leaves.num, 2).requires_grad_()
+        self._lengths = leaves.means.new_zeros(1, leaves.num).requires_grad_() if lengths else None
         render = rasterize(
             drawn,
             camera,
@@ -51,6 +54,7 @@ class StrategyView:
             viewmats=None if refined is None else refined.viewmat[None],
             Ks=None if refined is None else refined.K[None],
             means2d_probe=self._probe,
+            lengths_probe=self._lengths,
         )
         self.rgb, self.alpha, self.depth = (
             image.squeeze(0) for image in (render.rgb, render.alpha, render.depth)
@@ -68,6 +72,7 @@ class StrategyView:
         *,
         opacity_penalty: float = 0.0,
         statistics: tuple[Tensor, Tensor] | None = None,  # [N], [N]
+        lengths: bool = False,
     ) -> None:
         """Take the optimiser's step with the gradients of `backward()`; arguments as in `TrainingView.update`."""
         if opacity_penalty:
@@ -76,7 +81,10 @@ class StrategyView:
             logits.grad += opacity_penalty / len(logits) * opacities * (1 - opacities)
         if statistics is not None and self._probe.grad is not None:
             visible = self.radii > 0
-            length = (self._probe.grad[0] * self._half_size).norm(dim=-1)
+            if lengths:
+                length = self._lengths.grad[0]
+            else:
+                length = (self._probe.grad[0] * self._half_size).norm(dim=-1)
             statistics[0].add_(torch.where(visible, length, torch.zeros_like(length)))
             statistics[1].add_(visible.float())
         optimizer.step(None if opacity_penalty else self._seen)
