@@ -58,9 +58,21 @@ class Group:
 
 
 def parse_weights(texts: Sequence[str]) -> dict[Path, tuple[str, ...]]:
-    """Read FILE:SCENE,SCENE: compact weights, and the scenes they never saw."""
-    parts = (text.rpartition(":") for text in texts)
-    return {Path(path): tuple(scenes.split(",")) for path, _, scenes in parts}
+    """Read FILE:SCENE,SCENE: compact weights, and the scenes they never saw. A command line may have cut it at the commas.
+
+    Raises:
+        ValueError: A scene without a file.
+    """
+    found: dict[Path, tuple[str, ...]] = {}
+    file = None
+    for part in ",".join(texts).split(","):
+        path, colon, scene = part.rpartition(":")
+        if colon:
+            file = Path(path)
+        elif file is None:
+            raise ValueError(f"--weights: expected FILE:SCENE,SCENE, got {part}.")
+        found[file] = (*found.get(file, ()), scene)
+    return found
 
 
 def weights_for(texts: Sequence[str], scene: str) -> Path | None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import quality, quality_tables
+from benchmarks import quality, quality_tables, results
 from benchmarks.fixer import weights_for
 from benchmarks.quality import DEFAULT, Quality, Setting
-from s2d.config import CONFIG_DIR
+from s2d.config import CONFIG_DIR, parse_config
 from s2d.fixer.choice import choose_fixer
 
 
@@ -120,6 +120,13 @@ def test_weights_are_those_that_have_not_seen_the_scene():
     weights = ("w/a.safetensors:fern,fox", "w/b.safetensors:lund")
     assert weights_for(weights, "lund") == Path("w/b.safetensors")
     assert weights_for((), "lund") is None
+    # As a command line that cuts lists at commas hands them on.
+    argv = ["--weights", *weights]
+    assert weights_for(parse_config(results.Config, "results", argv).weights, "fox") == Path(
+        "w/a.safetensors"
+    )
+    with pytest.raises(ValueError, match="expected FILE:SCENE,SCENE, got fern"):
+        weights_for(("fern",), "fern")
     with pytest.raises(ValueError, match="none for kitchen"):
         weights_for(weights, "kitchen")
 
