@@ -274,7 +274,7 @@ def optimise(
 ) -> TrainingRun:
     """Go on from stage 1's Gaussians on both kinds of views."""
     checkpoint = stage.scratch / "run.pth"
-    strategy = cfg.strategy.for_final_scene()
+    strategy = cfg.strategy.for_final_scene(has_fixed_views=fixed is not None)
     rates = LearningRates.of_flags(cfg.lr_means, cfg.lr_factor)
     policy = strategy.densify_policy(cfg.densify, cfg.densify_grad_threshold, cfg.max_gaussians)
     sampler = ViewSampler(

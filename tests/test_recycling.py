@@ -153,11 +153,15 @@ def test_novel_views_have_a_say_and_not_all_of_them(generator, monkeypatch):
 
 
 def test_stage_3_grows_by_lengths_and_recycles_unless_told():
-    final = Strategy().for_final_scene()
+    final = Strategy().for_final_scene(True)
     assert (final.grow, final.recycle) == ("absgrad", 0.05)
-    assert Strategy(grow="gradient").for_final_scene().grow == "gradient"
-    assert Strategy(recycle=0.0).for_final_scene().recycle == 0
-    mcmc = Strategy(grow="mcmc").for_final_scene()
+    assert Strategy(grow="gradient").for_final_scene(True).grow == "gradient"
+    assert Strategy(recycle=0.0).for_final_scene(True).recycle == 0
+    # On kept photos alone it is as in stage 1, but for what stands alone in the open.
+    alone = Strategy().for_final_scene(False)
+    assert alone == Strategy(isolation=0.2) and alone.recycle is None
+    assert Strategy(recycle=0.1).for_final_scene(False).recycle == 0.1
+    mcmc = Strategy(grow="mcmc").for_final_scene(True)
     assert mcmc.recycle is None
     mcmc.check()
     assert Strategy().grow is None and Strategy().recycle is None

@@ -1,7 +1,7 @@
 """`Strategy`: the switches of all strategies, shared by stages 1 and 3."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from s2d.checks import check_range
 from s2d.densify import DensifyPolicy
@@ -12,7 +12,7 @@ DROPOUT_VIEWS = 0.6
 # Isolation in stage 3. Stage 1 still places what stage 0 has guessed wrongly (docs/strategies.md).
 FINAL_ISOLATION = 0.2
 
-# Growth in stage 3. In stage 1 the same costs scenes that few photos cover (docs/strategies.md).
+# Growth in stage 3 on fixed views, too. On the kept photos alone, as in stage 1, it invents more where few photos look (docs/strategies.md).
 FINAL_GROWTH = "absgrad"
 FINAL_RECYCLE = 0.05
 # Lengths that do not cancel are longer: the threshold that 3DGS has for the others is doubled, as AbsGS's authors do.
@@ -53,9 +53,9 @@ class Strategy:
     isolation: float | None = None
     """Remove Gaussians farther from all surfaces than this share of their distance to the nearest kept camera; surfaces are stage 0's points and the smooth continuation of its depth. 0 disables; without: 0.2 in stage 3, 0 in stage 1 and with layers."""
     grow: Literal["gradient", "absgrad", "residual", "mcmc"] | None = None
-    """What asks for more Gaussians: the 2D gradient; its length pixel by pixel, which does not cancel where a blurred patch is wrong all over (AbsGS); the photos' residual; or MCMC, which moves the faint to where opacity is and adds noise. Without: absgrad in stage 3, gradient in stage 1 and with layers."""
+    """What asks for more Gaussians: the 2D gradient; its length pixel by pixel, which does not cancel where a blurred patch is wrong all over (AbsGS); the photos' residual; or MCMC, which moves the faint to where opacity is and adds noise. Without: absgrad in stage 3 where it has fixed views, gradient in stage 1, with layers, and on kept photos alone."""
     recycle: float | None = None
-    """Share of the Gaussians that make place in each round once --max-gaussians is reached, those that all views show least. Only with --grow gradient and absgrad. 0 disables; without: 0.05 in stage 3, 0 in stage 1 and with layers."""
+    """Share of the Gaussians that make place in each round once --max-gaussians is reached, those that all views show least. Only with --grow gradient and absgrad. 0 disables; without: 0.05 in stage 3 where it has fixed views, else 0."""
     growth: float = 0.05
     """Share of new Gaussians in a round of --grow residual and mcmc, up to --max-gaussians."""
     scale_weight: float = 0.0
@@ -104,11 +104,13 @@ class Strategy:
             return self
         return replace(self, dropout=min(LARGEST_DROPOUT, DROPOUT_VIEWS / num_kept))
 
-    def for_final_scene(self) -> "Strategy":
+    def for_final_scene(self, has_fixed_views: bool) -> "Strategy":
         """The same with what stage 3 has of its own, where nothing else is asked for."""
-        own = {"isolation": FINAL_ISOLATION, "grow": FINAL_GROWTH}
-        if self.grow in (None, "gradient", "absgrad"):
-            own["recycle"] = FINAL_RECYCLE
+        own: dict[str, Any] = {"isolation": FINAL_ISOLATION}
+        if has_fixed_views:
+            own["grow"] = FINAL_GROWTH
+            if self.grow in (None, "gradient", "absgrad"):
+                own["recycle"] = FINAL_RECYCLE
         return replace(
             self, **{name: value for name, value in own.items() if getattr(self, name) is None}
         )
