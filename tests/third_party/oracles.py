@@ -97,7 +97,8 @@ def gradients(rasterize: Callable, scene: dict, seed: int = 7, **changes: object
 
 
 def relative_l2(value: Tensor, truth: Tensor) -> float:
-    return float((value.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-30))
+    value, truth = value.detach().double(), truth.detach().double()
+    return float((value - truth).norm() / truth.norm().clamp_min(1e-30))
 
 
 def cosine(value: Tensor, truth: Tensor) -> float:
