@@ -63,6 +63,10 @@ class DensifyState:
             torch.zeros(num, device=device), torch.zeros(num, device=device), parents
         )
 
+    def rows(self, stay: Tensor) -> "DensifyState":
+        """Of those rows alone [M]; not of a new round, so without parents."""
+        return DensifyState(self.grad_sum[stay], self.num_views[stay])
+
     def mean_gradient(self) -> Tensor:
         """Average length over the views that saw a Gaussian; 0 if none did. [N]"""
         return self.grad_sum / self.num_views.clamp(min=1)

@@ -273,8 +273,7 @@ def control_density(
         if run.strategies is not None and done % policy.every == 0:
             stay = run.strategies.clear(run.gaussians, run.optimizer)
             if stay is not None:
-                state = run.densify_state
-                run.densify_state = DensifyState(state.grad_sum[stay], state.num_views[stay])
+                run.densify_state = run.densify_state.rows(stay)
         return
     moves_the_faint = run.strategies is not None and run.strategies.settings.grow == "mcmc"
     if done % policy.every == 0:

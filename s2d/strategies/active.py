@@ -214,9 +214,15 @@ class ActiveStrategies:
             cameras += novel.select([novel.names[row] for row in rows])
         count = int(self.settings.recycle * gaussians.num)
         goes = recycling.least_seen(gaussians, cameras, count)
+        return state.rows(self._remove(gaussians, optimizer, goes))
+
+    def _remove(self, gaussians: Gaussians, optimizer: SparseGaussianAdam, goes: Tensor) -> Tensor:
+        """Remove the Gaussians in the mask `goes` [N], here and in what is kept per Gaussian; returns the rows that stay [M]."""
         prune(gaussians, optimizer, goes)
-        self.support.follow((~goes).nonzero()[:, 0])
-        return DensifyState(state.grad_sum[~goes], state.num_views[~goes])
+        stay = (~goes).nonzero()[:, 0]
+        self.support.follow(stay)
+        self._variances = None
+        return stay
 
     def in_the_way(self, gaussians: Gaussians) -> Tensor | None:
         """Whether each stands where people look from, or alone in the open [N]; None without --clearance and --isolation."""
@@ -233,11 +239,7 @@ class ActiveStrategies:
         hides = self.in_the_way(gaussians)
         if hides is None or not bool(hides.any()) or bool(hides.all()):
             return None
-        prune(gaussians, optimizer, hides)
-        stay = (~hides).nonzero()[:, 0]
-        self.support.follow(stay)
-        self._variances = None
-        return stay
+        return self._remove(gaussians, optimizer, hides)
 
     def finish(self, gaussians: Gaussians, optimizer: SparseGaussianAdam) -> Tensor | None:
         """Make the result of the last step's Gaussians, in place; returns their support [N] if it was asked for."""
@@ -252,9 +254,7 @@ class ActiveStrategies:
         values = self.support.of(gaussians, self.evidence.kept.cameras)
         doomed = values < settings.prune_support
         if settings.prune_support > 0 and not bool(doomed.all()):
-            prune(gaussians, optimizer, doomed)
-            self.support.follow((~doomed).nonzero()[:, 0])
-            values = values[~doomed]
+            values = values[self._remove(gaussians, optimizer, doomed)]
         return values
 
     # ---------------------------------------------------------------------------------------------------------- state

@@ -1,7 +1,7 @@
 """Room for growth where the budget is full: what the views hardly show makes place for what they ask for.
 
 The number of Gaussians reaches its limit in the first round of density control, when the scene is a blur, and what was cloned then would stay as it is. So before
-each later round the Gaussians go whose part in the pictures is least, as in LightGaussian (Fan et al. 2023) and Mini-Splatting (Fang and Wang 2024), and the round
+each round at the limit the Gaussians go whose part in the pictures is least, as in LightGaussian (Fan et al. 2023) and Mini-Splatting (Fang and Wang 2024), and the round
 grows others in their place. A Gaussian's part is the largest sum of its blending weights over one view, so that what a single view needs stays.
 """
 

@@ -60,7 +60,7 @@ def test_the_float64_twin_pixel_by_pixel(with_depth):
     scene, weights = scene_of(), weights_of()
     truth = signed_lengths(rasterize_reference, scene, weights, with_depth, single_pixels()).sum(0)
     value = lengths_of(scene, weights, with_depth)
-    assert oracles.relative_l2(value, truth) < 2e-6  # measured
+    assert oracles.relative_l2(value, truth) < 1e-6  # measured 2.0e-7
     assert oracles.cosine(value, truth) > 0.999999
 
 
@@ -69,7 +69,7 @@ def test_two_cameras_and_the_kernels_own_gradients():
     single = oracles.cast(scene, torch.float32)
     truth = signed_lengths(rasterize_gaussians_raw, single, weights, True, single_pixels()).sum(0)
     value = lengths_of(scene, weights)
-    assert value.shape == (2, 25) and oracles.relative_l2(value, truth) < 2e-6  # measured
+    assert value.shape == (2, 25) and oracles.relative_l2(value, truth) < 5e-7  # measured 5.4e-8
 
 
 def test_what_must_hold_whatever_the_picture():
