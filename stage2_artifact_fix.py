@@ -33,6 +33,7 @@ from s2d.device import Precision
 from s2d.fixer.adaptation import AdaptSettings, check_adaptation
 from s2d.fixer.analytic import MixMode
 from s2d.fixer.choice import DEFAULTS, FixerName, choose_fixer, recorded_precision
+from s2d.fixer.guidance_check import GuidanceCheck
 from s2d.fixer.judge import Verdict, judge, publish
 from s2d.fixer.novel_views import RESULTS, Plan, ViewFiles, fix_views, unfinished_views
 from s2d.fixer.processes import Processes, join_processes
@@ -90,6 +91,10 @@ class Config:
     """analytic: softness of the mask's edge in pixels; 0 is hard. Default: 1.5."""
     match_gain: bool = no_effect(False)
     """analytic: match the guidance's brightness to the render's before mixing."""
+
+    # Hashed by what it reads.
+    check_guidance: bool = no_effect(True)
+    """Leave out guidance whose points are behind something that has none, as kept photos and the render show. Of stage 0's own guidance alone."""
 
     # Where trials can be made, these are hashed as an input.
     trial_views: int = no_effect(3)
@@ -159,6 +164,7 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
     choice = choice.with_expectation(cfg.expected_gain, cfg.expected_spread)
     views = collect_views(cfg, model_dir, choice.num_references, at, reach)
     found = trial_scene(cfg, model_dir) if views else None
+    check = guidance_check(cfg, model_dir) if views else None
     check_adaptation(cfg.adapt_steps, choice.name, has_trials=found is not None)
     if views and found is None and choice.known is not None:
         raise ValueError(
@@ -181,6 +187,9 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
         files = [getattr(view, part) for view in views.values()]
         inputs[part] = [path for path in files if path is not None]
     inputs["references"] = sorted({path for view in views.values() for path in view.references})
+    if check is not None:
+        inputs["guidance check"] = check.files
+        inputs["kept photos"] = list(check.kept.image_paths)
     pairs = [[name, *(path.name for path in view.references)] for name, view in views.items()]
     inputs["pairs"] = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
     if reach is not None:
@@ -192,9 +201,14 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
             if found is not None:
                 take_over_trials(model_dir, at, stage.scratch)
                 with stage.timer("trials"):
-                    settings = TrialSettings(cfg.trial_views, cfg.trial_steps, cfg.seed)
+                    settings = TrialSettings(
+                        cfg.trial_views, cfg.trial_steps, cfg.seed, check is not None
+                    )
                     adapting = AdaptSettings(cfg.adapt_steps, cfg.seed) if cfg.adapt_steps else None
                     verdict = judge(choice, *found, settings, adapting, stage.scratch, cfg.device)
+            if check is not None:
+                with stage.timer("check"):
+                    views, stage.info["hidden_share"] = check.run(views, stage.scratch)
             with stage.timer("fix"):
                 todo = unfinished_views(views, stage.scratch)
                 plan = Plan(verdict, todo, len(views) - len(todo), stage.scratch)
@@ -277,16 +291,26 @@ def trial_scene(cfg: Config, model_dir: Path) -> tuple[Scene, Path] | None:
     return kept, prepared if prepared.is_dir() else source
 
 
+def guidance_check(cfg: Config, model_dir: Path) -> GuidanceCheck | None:
+    """What the guidance is checked against, or None where it is not."""
+    stage0_dir = model_dir / "stage0"
+    if (
+        not cfg.check_guidance
+        or cfg.point_guidance_dir is not None
+        or not (stage0_dir / "novel_cameras.json").is_file()
+    ):
+        return None
+    kept, novel = stage0_cameras(cfg, model_dir)
+    return GuidanceCheck(kept, novel, stage0_dir)
+
+
 def nearest_references(
     cfg: Config, model_dir: Path, names: Sequence[str], count: int
 ) -> dict[str, tuple[Path, ...]]:
     """Find the kept photos nearest to each novel view: by camera, or by index where there are no cameras."""
     stage0_dir = model_dir / "stage0"
     if (stage0_dir / "novel_cameras.json").is_file():
-        stage0 = require_stage(model_dir, "stage0")
-        source = cfg.source or Path(stage0.config["source"])
-        kept = kept_views(source, stage0_dir, Split.load(stage0_dir / "split.json"))
-        novel = Cameras.from_json(stage0_dir / "novel_cameras.json")
+        kept, novel = stage0_cameras(cfg, model_dir)
         photos = photos_by_camera(novel, kept, count)
         where = stage0_dir / "novel_cameras.json"
     else:
@@ -303,6 +327,14 @@ def nearest_references(
             "Remove them, or run stages 0 and 1 on the same split."
         )
     return photos
+
+
+def stage0_cameras(cfg: Config, model_dir: Path) -> tuple[Scene, Cameras]:
+    """The kept views, and the novel cameras, of a finished stage 0."""
+    stage0 = require_stage(model_dir, "stage0")
+    source = cfg.source or Path(stage0.config["source"])
+    kept = kept_views(source, stage0.dir, Split.load(stage0.dir / "split.json"))
+    return kept, Cameras.from_json(stage0.dir / "novel_cameras.json")
 
 
 def output_folder(cfg: Config) -> Path:

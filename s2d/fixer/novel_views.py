@@ -126,6 +126,7 @@ def read_view(files: ViewFiles) -> NovelView:
     else:
         coverage = (read_image(files.coverage)[..., :1] > 0.5).float()
         require_size(files.coverage, coverage, files.rendered, rendered)
+        guidance = guidance * coverage  # what `guidance_check` leaves out is in the picture still
     photos = tuple(read_photo(path) for path in files.references)
     return NovelView(rendered, guidance, coverage, photos)
 

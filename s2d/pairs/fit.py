@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from s2d.cameras import Cameras
 from s2d.completion import FILL_SHARE, hole_points, starting_points
@@ -47,6 +48,7 @@ class Fitted(NamedTuple):
     """What one fit leaves behind."""
 
     cloud: SurfaceCloud
+    depths: dict[str, tuple[Tensor, Tensor]]  # [H, W], and its confidence, by view
     gaussians: Gaussians
     early: list[Gaussians]  # as they were after each of `early_steps`
 
@@ -116,7 +118,7 @@ def fit(
                 on_steps(REPORT_EVERY)
         on_steps(settings.num_steps % REPORT_EVERY)
     finish_run(run)
-    return Fitted(cloud, run.scene, [early[step] for step in early_steps])
+    return Fitted(cloud, depths, run.scene, [early[step] for step in early_steps])
 
 
 def copy_of(gaussians: Gaussians) -> Gaussians:

@@ -23,13 +23,13 @@ from torch import Tensor
 from s2d.cameras import Cameras
 from s2d.device import Choice, DeviceUnusable, choose_device, run_on
 from s2d.files import atomic_write_json, fsync_dir
-from s2d.guidance.cloud import SurfaceCloud
+from s2d.guidance.hidden import hidden_points, witnesses_of
 from s2d.guidance.render import render_cloud
 from s2d.images import write_image
 from s2d.log import logger, progress
 from s2d.model_folder import render_name
 from s2d.pairs.dataset import PARTIAL, read_json
-from s2d.pairs.fit import CPU, FitSettings, fit
+from s2d.pairs.fit import CPU, FitSettings, Fitted, fit
 from s2d.pairs.workers import run_jobs, suitable_workers
 from s2d.rasterize import rasterize
 from s2d.scene import Scene, load_scene
@@ -48,6 +48,8 @@ class TrialSettings:
     num_steps: int = 600
     """Optimisation steps of each fit."""
     seed: int = 0
+    check_guidance: bool = True
+    """Leave out of the guidance what the remaining photos do not show, as stage 2 does with its views."""
 
     @property
     def fit(self) -> FitSettings:
@@ -178,27 +180,31 @@ def make_trial(
     camera = scene.cameras.select([job.view])
     record = {"failed": None, "references": [others.names[row] for row in _nearest(camera, others)]}
 
-    def attempt(device: torch.device) -> tuple[Tensor, SurfaceCloud]:
+    def attempt(device: torch.device) -> tuple[Tensor, Fitted]:
         fitted = fit(
             *(others, settings.fit, settings.seed),
             on_steps=on_steps,
             device=device,
             novel=camera,
         )
-        return rasterize(fitted.gaussians, camera).rgb[0].clamp(0, 1).cpu(), fitted.cloud
+        return rasterize(fitted.gaussians, camera).rgb[0].clamp(0, 1).cpu(), fitted
 
     try:
-        rendered, cloud = run_on(Choice(device, "the stage's", asked=str(device)), attempt)
+        rendered, fitted = run_on(Choice(device, "the stage's", asked=str(device)), attempt)
     except DeviceUnusable:
         raise
     except ValueError as error:
         record["failed"] = str(error)
     else:
-        guidance = render_cloud(cloud, camera)
+        guidance = render_cloud(fitted.cloud, camera)
+        coverage = guidance.coverage
+        if settings.check_guidance:
+            witnesses = witnesses_of(others, fitted.depths)
+            coverage = coverage & ~hidden_points(rendered, guidance, camera, witnesses)
         pictures = {
             "render": rendered,
-            "guidance": guidance.rgb,
-            "coverage": guidance.coverage.float(),
+            "guidance": guidance.rgb * coverage[..., None],
+            "coverage": coverage.float(),
             "truth": scene.image(job.view),
         }
         for name in PICTURES:
