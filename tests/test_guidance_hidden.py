@@ -13,7 +13,7 @@ from s2d.cameras import Cameras
 from s2d.fixer import guidance_check
 from s2d.fixer import novel_views as views_of_stage2
 from s2d.geometry import invert_rigid, look_at, quat_to_rotation, rigid
-from s2d.guidance.hidden import AGREES, IN_FRONT, OTHER_COLOUR, Witness, hidden_points
+from s2d.guidance.hidden import AGREES, IN_FRONT, MAX_ANGLE, OTHER_COLOUR, Witness, hidden_points
 from s2d.guidance.render import Guidance
 from s2d.images import read_image
 from s2d.pairs import trials as making
@@ -92,6 +92,15 @@ def test_the_photo_from_the_nearest_direction_decides_whatever_the_order():
             assert (hidden(BLUE, witnesses)[:-1, columns] == expected).all()
 
 
+def test_a_photo_from_far_aside_says_nothing():
+    column = WIDTH // 2
+    for degrees, expected in ((21, False), (19, True)):
+        aside = WALL * math.tan(math.radians(degrees))
+        there = Witness(camera_at(aside), picture(BLUE), torch.zeros(HEIGHT, WIDTH))
+        found = hidden(BLUE, [there])
+        assert bool(found[HEIGHT // 2, column - 1 : column + 1].all()) is expected
+
+
 def test_a_photo_says_nothing_of_what_is_not_in_it():
     shift = 10  # columns: one at `WALL` is 0.1 wide
     found = hidden(BLUE, [witness(shift * WALL / FOCAL, BLUE)])
@@ -142,7 +151,7 @@ def loop_over_pixels(rendered, guidance, camera, witnesses) -> np.ndarray:
             z = float(guidance.depth[row, column])
             ray = np.linalg.inv(K) @ [column + 0.5, row + 0.5, 1]
             point = V[:3, :3].T @ (ray * z - V[:3, 3])
-            best, verdict = math.inf, False
+            best, verdict = MAX_ANGLE, False
             for seen_by, photo, depth in witnesses:
                 k, v = seen_by.Ks[0].double().numpy(), seen_by.viewmats[0].double().numpy()
                 there = v[:3, :3] @ point + v[:3, 3]

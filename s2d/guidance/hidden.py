@@ -5,6 +5,7 @@ shows what is in front: another colour than the point's. That alone is no proof 
 besides. Where it does not, a wrong point is still better company than a wrong render (LOG.md).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from s2d.scene import Scene
 OTHER_COLOUR = 0.15
 # The render agrees with the photo if it is nearer to its colour than this share of the point's difference.
 AGREES = 0.5
+# A photo that looks at the point from farther aside may see past what is before it, or be hidden from it itself.
+MAX_ANGLE = math.radians(20)
 # A photo whose own depth is nearer by this share sees a known surface there, and not the point: it is no witness.
 IN_FRONT = 0.03
 
@@ -55,8 +58,8 @@ def hidden_points(
         rendered: The Gaussians at a novel camera, in [0, 1]. [H, W, 3]
         guidance: The cloud at the same camera.
         camera: That camera, one.
-        witnesses: Kept views. The one that looks at a point from the direction nearest to the camera's decides, of those that have it in their picture
-            and no known surface before it.
+        witnesses: Kept views. The one that looks at a point from the direction nearest to the camera's decides, of those up to `MAX_ANGLE` aside that
+            have it in their picture and no known surface before it.
 
     Returns:
         True where guidance is better left out. [H, W] bool
@@ -68,7 +71,9 @@ def hidden_points(
     points = unproject(guidance.depth, camera.Ks[0], camera.viewmats[0])[covered]  # [P, 3]
     colours, shown = guidance.rgb[covered], rendered[covered]
     directions = F.normalize(points - camera.centers[0], dim=-1)
-    nearest = torch.full((len(points),), -torch.inf)  # cosine of the angle to the best witness yet
+    nearest = torch.full(
+        (len(points),), math.cos(MAX_ANGLE)
+    )  # cosine of the angle to the best witness yet
     result = torch.zeros(len(points), dtype=torch.bool)
     for witness in witnesses:
         seen_by = witness.camera
