@@ -297,7 +297,7 @@ def guidance_check(cfg: Config, model_dir: Path) -> GuidanceCheck | None:
     if (
         not cfg.check_guidance
         or cfg.point_guidance_dir is not None
-        or not (stage0_dir / "novel_cameras.json").is_file()
+        or not (stage0_dir / "surface.npz").is_file()
     ):
         return None
     kept, novel = stage0_cameras(cfg, model_dir)

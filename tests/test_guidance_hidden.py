@@ -263,6 +263,7 @@ def test_an_interrupted_stage_2_looks_nothing_over_again(out, tiny_scene, monkey
             run("stage2", tiny_scene, out, "--trial-views", "0")
     monkeypatch.setattr(guidance_check, "hidden_points", pytest.fail)
     run("stage2", tiny_scene, out, "--trial-views", "0")
+    assert 0.2 < require_stage(out, "stage2").info["hidden_share"] < 0.8
     for path in (out / "stage2/mask").iterdir():
         mask = read_image(path)
         assert not mask[:, : mask.shape[1] // 2].any() and mask.any()

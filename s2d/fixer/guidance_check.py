@@ -6,11 +6,11 @@ from pathlib import Path
 
 from s2d.cameras import Cameras
 from s2d.depth_io import depth_path, known_depths
-from s2d.fixer.novel_views import ViewFiles
+from s2d.fixer.novel_views import ViewFiles, read_view
 from s2d.guidance.cloud import SurfaceCloud
 from s2d.guidance.hidden import hidden_points, witnesses_of
 from s2d.guidance.render import render_cloud
-from s2d.images import image_writer, read_image
+from s2d.images import image_writer
 from s2d.log import logger, progress
 from s2d.model_folder import render_name
 from s2d.scene import Scene
@@ -38,15 +38,15 @@ class GuidanceCheck:
         """Write the coverage that is left of each view; views that an earlier run has looked over are not looked over again.
 
         Returns:
-            The views with that coverage instead of stage 0's, and the share of what was covered that is left out, of the views that this call looked over.
+            The views with that coverage instead of stage 0's, and the share of what was covered that is left out.
 
         Raises:
             OSError: A picture could not be written.
+            ValueError: Pictures of one view differ in size.
         """
         cameras = {render_name(name): name for name in self.novel.names}
         targets = {name: scratch / FOLDER / name for name in views}
         todo = [name for name, path in targets.items() if not path.is_file()]
-        covered = left_out = 0
         if todo:
             cloud = SurfaceCloud.load(self.stage0_dir / "surface.npz")
             witnesses = witnesses_of(self.kept, known_depths(self.stage0_dir, self.kept.names))
@@ -54,15 +54,17 @@ class GuidanceCheck:
                 for row, name in enumerate(todo):
                     camera = self.novel.select([cameras[name]])
                     guidance = render_cloud(cloud, camera)
-                    rendered = read_image(views[name].rendered)
+                    rendered = read_view(views[name]).rendered
                     hidden = hidden_points(rendered, guidance, camera, witnesses)
-                    covered += int(guidance.coverage.sum())
-                    left_out += int(hidden.sum())
                     write(targets[name], (guidance.coverage & ~hidden).float())
                     bar.update(row + 1)
-        share = left_out / max(covered, 1)
-        if left_out:
-            logger.info(
-                "guidance: %.1f %% is left out, points behind something that has none", 100 * share
-            )
-        return {name: replace(view, coverage=targets[name]) for name, view in views.items()}, share
+        checked = {name: replace(view, coverage=targets[name]) for name, view in views.items()}
+        before, after = (
+            sum(float(read_view(view).coverage_mask.sum()) for view in group.values())
+            for group in (views, checked)
+        )
+        share = 1 - after / max(before, 1)
+        logger.info(
+            "guidance: %.1f %% is left out, points behind something that has none", 100 * share
+        )
+        return checked, share

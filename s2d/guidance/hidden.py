@@ -71,9 +71,8 @@ def hidden_points(
     points = unproject(guidance.depth, camera.Ks[0], camera.viewmats[0])[covered]  # [P, 3]
     colours, shown = guidance.rgb[covered], rendered[covered]
     directions = F.normalize(points - camera.centers[0], dim=-1)
-    nearest = torch.full(
-        (len(points),), math.cos(MAX_ANGLE)
-    )  # cosine of the angle to the best witness yet
+    # Cosine of the angle to the best witness yet.
+    nearest = torch.full((len(points),), math.cos(MAX_ANGLE))
     result = torch.zeros(len(points), dtype=torch.bool)
     for witness in witnesses:
         seen_by = witness.camera
