@@ -16,7 +16,7 @@ from s2d.device import Choice, DeviceUnusable
 from s2d.fixed_views import find_fixed_views, fixed_view_reader, is_worth_training_on
 from s2d.fixer import judge as judging
 from s2d.fixer import novel_views
-from s2d.fixer.analytic import AnalyticFixer
+from s2d.fixer.analytic import AnalyticFixer, feathered
 from s2d.fixer.calibration import Calibration
 from s2d.fixer.interface import FixResult
 from s2d.images import read_image, write_image
@@ -231,11 +231,15 @@ def test_what_stage_2_writes_of_its_trials(fixed, tiny_scene):
     info = require_stage(fixed, "stage2").info
     assert info["decision"] == found["decision"] and info["calibrated"]
     calibration = Calibration.from_dict(found["calibration"])
-    assert calibration.describe() == found["decision"]
+    overlay = found["overlay"]
+    assert found["decision"].startswith(calibration.describe())
+    assert ("of the guidance over that" in found["decision"]) is (overlay is not None)
 
 
 def test_the_views_are_the_fixers_as_far_as_it_is_kept(fixed):
-    calibration = Calibration.from_dict(verdict_of(fixed)["calibration"])
+    calibration, overlay = (
+        Calibration.from_dict(verdict_of(fixed)[key]) for key in ("calibration", "overlay")
+    )
     for path in sorted((fixed / "stage2/fixed").iterdir()):
         rendered, guidance = (
             read_image(fixed / folder / path.name)
@@ -245,7 +249,9 @@ def test_the_views_are_the_fixers_as_far_as_it_is_kept(fixed):
         covered = read_image(fixed / "stage2/mask" / path.name)[..., :1]
         guidance = guidance * covered
         changed = AnalyticFixer().fix(rendered, guidance, covered, rendered).fixed
-        image, confidence = calibration.apply(rendered, changed, guidance, covered)
+        image, _ = calibration.apply(rendered, changed, guidance, covered)
+        points = torch.lerp(image, guidance, feathered(covered, 1.5))
+        image, confidence = overlay.apply(image, points, guidance, covered)
         # 8 bits: half a step.
         assert (read_image(path) - image).abs().max() <= 0.501 / 255
         written = read_image(fixed / "stage2/confidence" / path.name)[..., :1]
@@ -280,6 +286,7 @@ def test_a_harmful_fixer_is_not_used(copied, tiny_scene, monkeypatch, in_process
     trials = copied / "stage2/trials"
     with monkeypatch.context() as patch:
         patch.setattr(AnalyticFixer, "fix", spoil)
+        patch.setattr(judging, "calibrate_overlay", lambda *_: None)  # its points are good
         run("stage2", tiny_scene, copied, *FLAGS, "--overwrite")
     assert verdict_of(copied)["decision"].startswith("off: on 2 trials the fixer turns")
     for path in (copied / "stage2/fixed").iterdir():

@@ -4,6 +4,9 @@ Shares are learned from the trials (`shares`). Which of the three levels is used
 trials that the shares were not learned from, and on what is expected of the fixer: three trials alone say little, since one view of which
 much is unseen moves their mean by a decibel. With the mean gain g of the trials, its standard error SE, and a gain m with spread s over scenes that the
 weights never saw, the gain that is believed is (g·s² + m·SE²) / (s² + SE²), the mean of a normal posterior.
+
+What comes out is then taken for a render, and the guidance laid over it for a fixer of which nothing is known: the same trials say
+how much more of the guidance helps, mostly none.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 
 from s2d.checks import check_shape
+from s2d.fixer.analytic import feathered
 from s2d.fixer.interface import Fixer, FixResult, NovelView, as_photos
 from s2d.fixer.shares import (
     LEVELS,
@@ -41,6 +45,8 @@ MIN_GAIN = 0.05
 MIN_MSE = 1e-10  # as the PSNR that is reported
 # Standard error of a gain that one trial alone tells of, dB. An assumption: one view of which much is unseen moves a mean by as much.
 LONE_ERROR = 1.0
+# Softness of the edges of guidance that is laid over a view, pixels; as the analytic fixer's.
+FEATHER = 1.5
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,8 @@ class CalibratedFixer(Fixer):
     fixer: Fixer | None
     """Not needed where the calibration says that it is off."""
     calibration: Calibration
+    overlay: Calibration | None = None
+    """How much of the guidance is laid over that (`calibrate_overlay`); None: nothing."""
 
     def fix(
         self,
@@ -181,10 +189,31 @@ class CalibratedFixer(Fixer):
         return [self._kept(view, result) for view, result in zip(views, results, strict=True)]
 
     def _kept(self, view: NovelView, result: FixResult) -> FixResult:
-        fixed, confidence = self.calibration.apply(
-            view.rendered, result.fixed, view.guidance, view.coverage_mask
-        )
+        given = view.guidance, view.coverage_mask
+        fixed, confidence = self.calibration.apply(view.rendered, result.fixed, *given)
+        if self.overlay is not None:
+            fixed, confidence = self.overlay.apply(fixed, laid_over(fixed, *given), *given)
         return replace(result, fixed=fixed, confidence=confidence)
+
+
+def laid_over(
+    image: Tensor,  # [H, W, 3]
+    guidance: Tensor,  # [H, W, 3]
+    coverage_mask: Tensor,  # [H, W, 1]
+) -> Tensor:
+    """The guidance where there is any, with soft edges, else the image. [H, W, 3]"""
+    return torch.lerp(image, guidance, feathered(coverage_mask, FEATHER))
+
+
+def calibrate_overlay(trials: Sequence[Trial], calibration: Calibration) -> Calibration | None:
+    """Learn from the same trials how much of the guidance helps on top of what is kept of the fixer's change; None: nothing is to be laid over it."""
+    guided = []
+    for trial in trials:
+        given = trial.guidance, trial.coverage_mask
+        kept, _ = calibration.apply(trial.rendered, trial.fixed, *given)
+        guided.append(replace(trial, rendered=kept, fixed=laid_over(kept, *given)))
+    overlay = calibrate(guided)
+    return overlay if overlay.is_used else None
 
 
 def calibrate(trials: Sequence[Trial], expected: Expectation | None = None) -> Calibration:

@@ -73,11 +73,11 @@ def fix_views(plan: Plan, processes: Processes, device: str) -> None:
 
 def usable_fixer(verdict: Verdict, processes: Processes, device: str) -> Fixer:
     """The fixer, as far as it has shown that it helps; one that does not is not even loaded."""
-    calibration = verdict.calibration
+    calibration, overlay = verdict.calibration, verdict.overlay
     if calibration is not None and not calibration.is_used:
-        return CalibratedFixer(None, calibration)
+        return CalibratedFixer(None, calibration, overlay)
     fixer = verdict.choice.load(device, processes.local_rank, few=False)
-    return fixer if calibration is None else CalibratedFixer(fixer, calibration)
+    return fixer if calibration is None else CalibratedFixer(fixer, calibration, overlay)
 
 
 def batches(share: Iterable[tuple[str, ViewFiles]], fixer: Fixer) -> Iterator[dict[str, NovelView]]:
