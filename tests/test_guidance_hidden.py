@@ -236,6 +236,8 @@ def left_half(rendered, guidance, camera, witnesses):
 def test_stage_2_shows_the_fixer_nothing_of_them(out, tiny_scene, monkeypatch):
     run("stage2", tiny_scene, out, "--trial-views", "0", "--no-check-guidance")
     whole = {path.name: read_image(path) for path in (out / "stage2/mask").iterdir()}
+    for name, mask in whole.items():
+        assert torch.equal(mask, read_image(out / "stage0/coverage" / name))
     assert "hidden_share" not in require_stage(out, "stage2").info
     monkeypatch.setattr(guidance_check, "hidden_points", left_half)
     run("stage2", tiny_scene, out, "--trial-views", "0", "--overwrite")
