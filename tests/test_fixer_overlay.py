@@ -9,9 +9,10 @@ from test_fixer_calibration import SIZE, Fixed, scene, trials, waves
 
 from s2d.fixer.calibration import (
     CalibratedFixer,
+    Calibration,
     calibrate,
-    calibrate_overlay,
     laid_over,
+    with_overlay,
 )
 from s2d.fixer.judge import VERDICT, is_off
 from s2d.fixer.shares import Trial
@@ -37,38 +38,44 @@ def test_points_that_are_right_are_laid_over_whatever_the_fixer_makes(fix):
     known = guided(0.0, fix)
     calibration = calibrate(known)
     assert calibration.is_used is (fix is better)
-    overlay = calibrate_overlay(known, calibration)
-    assert overlay.kept_share > 0.9
+    overlaid = with_overlay(calibration, known)
+    assert overlaid.overlay.kept_share > 0.9
     new = replace(guided(0.0, fix)[0], rendered=scene(9).rendered, truth=scene(9).truth)
     new = replace(new, fixed=fix(new, 9), guidance=new.truth * new.coverage_mask)
     given = new.rendered, new.guidance, new.coverage_mask, new.truth
     without, result = (
-        CalibratedFixer(Fixed(new.fixed), calibration, over).fix(*given) for over in (None, overlay)
+        CalibratedFixer(Fixed(new.fixed), learned).fix(*given)
+        for learned in (calibration, overlaid)
     )
     gain = psnr(result.fixed[:, LEFT], new.truth[:, LEFT]) - psnr(without.fixed[:, LEFT], new.truth[:, LEFT])  # fmt: skip
     assert gain > 6
     assert torch.equal(result.fixed[:, RIGHT], without.fixed[:, RIGHT])  # no points there
     assert result.confidence[:, LEFT].mean() > without.confidence[:, LEFT].mean()
     assert torch.equal(result.mask, without.mask)
+    decision = overlaid.describe()
+    assert f"; {overlaid.overlay.kept_share:.0%} of the guidance over that: " in decision
+    assert "renders are kept" not in decision
+    assert ("renders are kept" in calibration.describe()) is calibration.keeps_renders
+    assert Calibration.from_dict(json.loads(json.dumps(overlaid.to_dict()))) == overlaid
 
 
 @pytest.mark.parametrize("error", [0.6, 1.0])
 def test_points_that_are_worse_than_the_view_are_not_laid_over_it(error):
     known = guided(error, better)
-    assert calibrate_overlay(known, calibrate(known)) is None
+    assert with_overlay(calibrate(known), known) == calibrate(known)
 
 
 def test_points_that_are_as_wrong_as_the_view_in_another_way_are_mixed_with_it():
     """Two estimates of one variance with independent errors: the best mix is half of each, and 3 dB better."""
     known = guided(0.1)
-    overlay = calibrate_overlay(known, calibrate(known))
+    overlay = with_overlay(calibrate(known), known).overlay
     assert 0.4 < overlay.kept_share < 0.6
     assert overlay.psnr_kept - overlay.psnr_rendered > 0.8  # half of the picture has points
 
 
 def test_points_that_the_view_shows_already_are_nothing_new():
     known = trials(lambda one, _: one.rendered)  # their guidance is the render's own left half
-    assert calibrate_overlay(known, calibrate(known)) is None
+    assert with_overlay(calibrate(known), known) == calibrate(known)
 
 
 def test_what_has_no_points_stays_bit_for_bit_and_edges_are_soft():
@@ -85,9 +92,9 @@ def test_what_has_no_points_stays_bit_for_bit_and_edges_are_soft():
 def test_views_with_points_laid_over_are_worth_training_on_though_the_fixer_is_off(tmp_path):
     known = guided(0.0)
     off = calibrate(known)
-    summary = {"calibration": off.to_dict()}
-    for overlay, expected in ((None, True), (calibrate_overlay(known, off).to_dict(), False)):
-        (tmp_path / VERDICT).write_text(json.dumps(summary | {"overlay": overlay}))
+    for calibration, expected in ((off, True), (with_overlay(off, known), False)):
+        (tmp_path / VERDICT).write_text(json.dumps({"calibration": calibration.to_dict()}))
         assert is_off(tmp_path) is expected
-    (tmp_path / VERDICT).write_text(json.dumps(summary))  # made before there were overlays
+    older = {key: value for key, value in off.to_dict().items() if key != "overlay"}
+    (tmp_path / VERDICT).write_text(json.dumps({"calibration": older}))
     assert is_off(tmp_path)

@@ -197,10 +197,9 @@ def test_trials_of_the_first_round_serve_the_others(tmp_path):
         name = "adapted" if picture == "fixed" else picture
         write_image(scratch / f"trials/dir/a.png/{name}.png", torch.full((2, 2, 3), index / 8))
     (scratch / "adapted.safetensors").write_bytes(b"weights")
-    publish(Verdict(None, summary=summary), scratch, first)
+    publish(Verdict(None, None, summary), scratch, first)
     take_over_trials(tmp_path, Round(2, 2), tmp_path / "second")
-    summary = json.loads((tmp_path / "second" / VERDICT).read_text())
-    publish(Verdict(None, summary=summary), tmp_path / "second", again)
+    publish(Verdict(None, None, json.loads((tmp_path / "second" / VERDICT).read_text())), tmp_path / "second", again)  # fmt: skip
     files = {path.relative_to(first): path.read_bytes() for path in first.rglob("*.*")}
     assert len(files) == len(PICTURES) + 2
     assert {path.relative_to(again): path.read_bytes() for path in again.rglob("*.*")} == files
@@ -210,5 +209,12 @@ def test_trials_of_the_first_round_serve_the_others(tmp_path):
 
 def calibration(level):
     trial = dict.fromkeys(Calibration.__dataclass_fields__, 0.0)
-    trial |= {"level": level, "num_trials": 1, "edges": (), "shares": (), "errors": ()}
+    trial |= {
+        "level": level,
+        "overlay": None,
+        "num_trials": 1,
+        "edges": (),
+        "shares": (),
+        "errors": (),
+    }
     return Calibration(**trial)

@@ -5,8 +5,8 @@ trials that the shares were not learned from, and on what is expected of the fix
 much is unseen moves their mean by a decibel. With the mean gain g of the trials, its standard error SE, and a gain m with spread s over scenes that the
 weights never saw, the gain that is believed is (g·s² + m·SE²) / (s² + SE²), the mean of a normal posterior.
 
-What comes out is then taken for a render, and the guidance laid over it for a fixer of which nothing is known: the same trials say
-how much more of the guidance helps, mostly none.
+What comes out is then taken for a render, and the analytic fixer that puts all of the guidance there for a fixer of which nothing is known:
+the same trials say how much more of the guidance helps, mostly none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from s2d.checks import check_shape
-from s2d.fixer.analytic import feathered
+from s2d.fixer.analytic import AnalyticFixer
 from s2d.fixer.interface import Fixer, FixResult, NovelView, as_photos
 from s2d.fixer.shares import (
     LEVELS,
@@ -45,8 +45,6 @@ MIN_GAIN = 0.05
 MIN_MSE = 1e-10  # as the PSNR that is reported
 # Standard error of a gain that one trial alone tells of, dB. An assumption: one view of which much is unseen moves a mean by as much.
 LONE_ERROR = 1.0
-# Softness of the edges of guidance that is laid over a view, pixels; as the analytic fixer's.
-FEATHER = 1.5
 
 
 @dataclass(frozen=True)
@@ -92,13 +90,28 @@ class Calibration:
     """What is made of the two and of what is expected of the fixer, dB; decides whether it is used."""
     kept_share: float
     """Share of the squared change that is kept, over all trials: 1 is the fixer as it is."""
+    overlay: Calibration | None = None
+    """How much of the guidance is laid over what is kept; None: nothing."""
 
     @property
     def is_used(self) -> bool:
         return self.level != "off"
 
+    @property
+    def keeps_renders(self) -> bool:
+        """Whether views come out as they went in."""
+        return not self.is_used and self.overlay is None
+
     def describe(self) -> str:
         """One line for people: what was decided and why."""
+        if self.overlay is None:
+            return self._describe_fixer() + (
+                "" if self.is_used else "; the renders are kept as they are"
+            )
+        gain = f"{self.overlay.psnr_rendered:.2f} → {self.overlay.psnr_kept:.2f} dB"
+        return f"{self._describe_fixer()}; {self.overlay.kept_share:.0%} of the guidance over that: {gain}"
+
+    def _describe_fixer(self) -> str:
         trials = f"{self.num_trials} trial{'s' * (self.num_trials != 1)}"
         gain = self.psnr_kept - self.psnr_rendered
         if self.is_used:
@@ -107,27 +120,27 @@ class Calibration:
                 f"(as it is: {self.psnr_fixed:.2f} dB; believed to gain {self.gain_believed:.2f} dB)"
             )
         if self.gain_error is None:
-            return f"off: in {trials} the fixer changed nothing, and nothing else speaks for it; the renders are kept as they are"
+            return f"off: in {trials} the fixer changed nothing, and nothing else speaks for it"
         return (
             f"off: on {trials} the fixer turns {self.psnr_rendered:.2f} dB into {self.psnr_fixed:.2f}, and the best part of its change "
-            f"gains {gain:+.2f} ± {self.gain_error:.2f} dB, of which {self.gain_believed:+.2f} is believed; the renders are kept as they are"
+            f"gains {gain:+.2f} ± {self.gain_error:.2f} dB, of which {self.gain_believed:+.2f} is believed"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values that `from_dict` reads."""
-        return {
+        values = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
         }
+        return values | {"overlay": self.overlay and self.overlay.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
-        return cls(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in values.items()
-            }
-        )
+        known = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        overlay = known.pop("overlay", None)  # not in files of before there were any
+        return cls(**known, overlay=overlay and cls.from_dict(overlay))
 
     def apply(
         self,
@@ -136,19 +149,23 @@ class Calibration:
         guidance: Tensor,  # [H, W, 3]
         coverage_mask: Tensor,  # [H, W, 1]
     ) -> tuple[Tensor, Tensor]:
-        """Keep the learned share of a change.
+        """Keep the learned share of a change, and lay the learned share of the guidance over it.
 
         Returns:
-            The view [H, W, 3], bit for bit the render where the fixer is off, and its confidence [H, W, 1]: 1 up to an expected error of
+            The view [H, W, 3], bit for bit the render where `keeps_renders`, and its confidence [H, W, 1]: 1 up to an expected error of
             0.05, beyond that 0.05 / error. An absolute difference, which stage 3's loss mostly is, weighs a Laplacian error so.
         """
         classes = classify(rendered, fixed, guidance, coverage_mask, self.edges)
         trust = [min(1.0, TRUSTED_ERROR / max(error, 1e-6)) for error in self.errors]
         confidence = smooth(torch.tensor(trust)[classes])[..., None].clamp(0, 1)
-        if not self.is_used:
-            return rendered, confidence
-        share = smooth(torch.tensor(self.shares)[classes])[..., None].clamp(0, 1)
-        return torch.lerp(rendered, fixed, share), confidence
+        kept = rendered
+        if self.is_used:
+            share = smooth(torch.tensor(self.shares)[classes])[..., None].clamp(0, 1)
+            kept = torch.lerp(rendered, fixed, share)
+        if self.overlay is None:
+            return kept, confidence
+        covered = laid_over(kept, guidance, coverage_mask)
+        return self.overlay.apply(kept, covered, guidance, coverage_mask)
 
 
 @dataclass(frozen=True)
@@ -158,8 +175,6 @@ class CalibratedFixer(Fixer):
     fixer: Fixer | None
     """Not needed where the calibration says that it is off."""
     calibration: Calibration
-    overlay: Calibration | None = None
-    """How much of the guidance is laid over that (`calibrate_overlay`); None: nothing."""
 
     def fix(
         self,
@@ -189,10 +204,9 @@ class CalibratedFixer(Fixer):
         return [self._kept(view, result) for view, result in zip(views, results, strict=True)]
 
     def _kept(self, view: NovelView, result: FixResult) -> FixResult:
-        given = view.guidance, view.coverage_mask
-        fixed, confidence = self.calibration.apply(view.rendered, result.fixed, *given)
-        if self.overlay is not None:
-            fixed, confidence = self.overlay.apply(fixed, laid_over(fixed, *given), *given)
+        fixed, confidence = self.calibration.apply(
+            view.rendered, result.fixed, view.guidance, view.coverage_mask
+        )
         return replace(result, fixed=fixed, confidence=confidence)
 
 
@@ -202,18 +216,18 @@ def laid_over(
     coverage_mask: Tensor,  # [H, W, 1]
 ) -> Tensor:
     """The guidance where there is any, with soft edges, else the image. [H, W, 3]"""
-    return torch.lerp(image, guidance, feathered(coverage_mask, FEATHER))
+    return AnalyticFixer(guidance_share=1.0).fix(image, guidance, coverage_mask, image).fixed
 
 
-def calibrate_overlay(trials: Sequence[Trial], calibration: Calibration) -> Calibration | None:
-    """Learn from the same trials how much of the guidance helps on top of what is kept of the fixer's change; None: nothing is to be laid over it."""
+def with_overlay(calibration: Calibration, trials: Sequence[Trial]) -> Calibration:
+    """Learn from the trials that taught a calibration how much of the guidance helps on top of what is kept of the fixer's change."""
     guided = []
     for trial in trials:
         given = trial.guidance, trial.coverage_mask
         kept, _ = calibration.apply(trial.rendered, trial.fixed, *given)
         guided.append(replace(trial, rendered=kept, fixed=laid_over(kept, *given)))
     overlay = calibrate(guided)
-    return overlay if overlay.is_used else None
+    return replace(calibration, overlay=overlay if overlay.is_used else None)
 
 
 def calibrate(trials: Sequence[Trial], expected: Expectation | None = None) -> Calibration:

@@ -16,7 +16,7 @@ from typing import Any
 
 from s2d.files import atomic_write_json
 from s2d.fixer.adaptation import AdaptSettings, adapt
-from s2d.fixer.calibration import MIN_GAIN, Calibration, calibrate, calibrate_overlay, laid_over
+from s2d.fixer.calibration import MIN_GAIN, Calibration, calibrate, with_overlay
 from s2d.fixer.choice import FixerChoice, usable_device
 from s2d.fixer.shares import Trial
 from s2d.images import read_image, write_image
@@ -40,8 +40,6 @@ class Verdict:
     """As given, or with the weights that were adapted to the scene."""
     calibration: Calibration | None = None
     """None where there was nothing to learn from: the fixer is used as it is."""
-    overlay: Calibration | None = None
-    """How much of the guidance is laid over what is kept; None: nothing."""
     summary: dict[str, Any] | None = None
     """The content of trials.json."""
 
@@ -71,21 +69,15 @@ def judge(
     """
     if (scratch / VERDICT).is_file():
         summary = json.loads((scratch / VERDICT).read_text(encoding="utf-8"))
-        calibration, overlay = _recorded(summary)
+        calibration = summary["calibration"] and Calibration.from_dict(summary["calibration"])
         logger.info("%s", summary["decision"])
-        return Verdict(_with_adapted(choice, summary, scratch), calibration, overlay, summary)
+        return Verdict(_with_adapted(choice, summary, scratch), calibration, summary)
     # Kernels for Gaussians are there for CPUs and NVIDIA's GPUs alone; a network may be on another device.
     place = device if device == "auto" or device.startswith("cuda") else "cpu"
     pairs, failed = make_trials(kept, source, settings, scratch / "trials", place)
     summary: dict[str, Any] = {"format": FORMAT, "fixer": choice.name, "steps": settings.num_steps}
-    summary |= {
-        "failed": failed,
-        "adaptation": None,
-        "calibration": None,
-        "overlay": None,
-        "trials": [],
-    }
-    calibration = overlay = None
+    summary |= {"failed": failed, "adaptation": None, "calibration": None, "trials": []}
+    calibration = None
     if pairs:
         calibration = _calibrated(choice, pairs, "fixed", device)
         picture = "fixed"
@@ -96,16 +88,15 @@ def judge(
             if summary["adaptation"]["used"]:
                 calibration, picture = adapted, "adapted"
                 _adapt(choice, pairs, adapting, scratch / ADAPTED, device, "adapt to all")
-        overlay = calibrate_overlay([read_trial(pair, picture) for pair in pairs], calibration)
+        calibration = with_overlay(calibration, [read_trial(pair, picture) for pair in pairs])
         summary["calibration"] = calibration.to_dict()
-        summary["overlay"] = overlay and overlay.to_dict()
-        summary["decision"] = calibration.describe() + _describe_overlay(overlay)
-        summary["trials"] = [score_trial(pair, picture, calibration, overlay) for pair in pairs]
+        summary["decision"] = calibration.describe()
+        summary["trials"] = [score_trial(pair, picture, calibration) for pair in pairs]
     else:
         summary["decision"] = "the fixer is used as it is: no trial could be made"
     logger.info("%s", summary["decision"])
     atomic_write_json(scratch / VERDICT, summary)
-    return Verdict(_with_adapted(choice, summary, scratch), calibration, overlay, summary)
+    return Verdict(_with_adapted(choice, summary, scratch), calibration, summary)
 
 
 def publish(verdict: Verdict, scratch: Path, stage_dir: Path) -> None:
@@ -129,8 +120,8 @@ def is_off(stage_dir: Path) -> bool:
     path = stage_dir / VERDICT
     if not path.is_file():
         return False
-    calibration, overlay = _recorded(json.loads(path.read_text(encoding="utf-8")))
-    return calibration is not None and not calibration.is_used and overlay is None
+    calibration = json.loads(path.read_text(encoding="utf-8"))["calibration"]
+    return calibration is not None and Calibration.from_dict(calibration).keeps_renders
 
 
 def read_trial(pair: TrialPair, picture: str) -> Trial:
@@ -140,16 +131,11 @@ def read_trial(pair: TrialPair, picture: str) -> Trial:
     return Trial(rendered, fixed, guidance, (coverage[..., :1] > 0.5).float(), truth)
 
 
-def score_trial(
-    pair: TrialPair, picture: str, calibration: Calibration, overlay: Calibration | None
-) -> dict[str, Any]:
-    """Write what stage 2 would make of a trial; returns its line of trials.json."""
+def score_trial(pair: TrialPair, picture: str, calibration: Calibration) -> dict[str, Any]:
+    """Write what the calibration makes of a trial; returns its line of trials.json."""
     trial = read_trial(pair, picture)
-    given = trial.guidance, trial.coverage_mask
-    kept, _ = calibration.apply(trial.rendered, trial.fixed, *given)
-    if overlay is not None:
-        kept, _ = overlay.apply(kept, laid_over(kept, *given), *given)
-    write_image(pair.path("calibrated"), kept)
+    inputs = (trial.rendered, trial.fixed, trial.guidance, trial.coverage_mask)
+    write_image(pair.path("calibrated"), calibration.apply(*inputs)[0])
     calibrated = read_image(pair.path("calibrated"))
     images = {"render": trial.rendered, "fixed": trial.fixed, "calibrated": calibrated}
     return {
@@ -226,21 +212,6 @@ def _compare(
     )
     verb = "adapted to the scene" if record["used"] else "not adapted to the scene"
     return record | {"decision": f"{verb} in {settings.num_steps} steps: {shown}"}
-
-
-def _recorded(summary: dict[str, Any]) -> tuple[Calibration | None, Calibration | None]:
-    """What was learned, from trials.json; an older one knows of no overlay."""
-    return tuple(
-        None if values is None else Calibration.from_dict(values)
-        for values in (summary["calibration"], summary.get("overlay"))
-    )
-
-
-def _describe_overlay(overlay: Calibration | None) -> str:
-    if overlay is None:
-        return ""
-    gain = f"{overlay.psnr_rendered:.2f} → {overlay.psnr_kept:.2f} dB"
-    return f"; {overlay.kept_share:.0%} of the guidance over that: {gain}"
 
 
 def _final_psnr(calibration: Calibration) -> float:

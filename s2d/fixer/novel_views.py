@@ -73,11 +73,11 @@ def fix_views(plan: Plan, processes: Processes, device: str) -> None:
 
 def usable_fixer(verdict: Verdict, processes: Processes, device: str) -> Fixer:
     """The fixer, as far as it has shown that it helps; one that does not is not even loaded."""
-    calibration, overlay = verdict.calibration, verdict.overlay
+    calibration = verdict.calibration
     if calibration is not None and not calibration.is_used:
-        return CalibratedFixer(None, calibration, overlay)
+        return CalibratedFixer(None, calibration)
     fixer = verdict.choice.load(device, processes.local_rank, few=False)
-    return fixer if calibration is None else CalibratedFixer(fixer, calibration, overlay)
+    return fixer if calibration is None else CalibratedFixer(fixer, calibration)
 
 
 def batches(share: Iterable[tuple[str, ViewFiles]], fixer: Fixer) -> Iterator[dict[str, NovelView]]:
