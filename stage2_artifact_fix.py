@@ -19,10 +19,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -32,6 +32,7 @@ from s2d.config import no_effect, run_script
 from s2d.device import Precision
 from s2d.fixer.adaptation import AdaptSettings, check_adaptation
 from s2d.fixer.analytic import MixMode
+from s2d.fixer.calibration import Expectation
 from s2d.fixer.choice import DEFAULTS, FixerName, choose_fixer, recorded_precision
 from s2d.fixer.guidance_check import GuidanceCheck
 from s2d.fixer.judge import Verdict, judge, publish
@@ -162,36 +163,21 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
     recorded = recorded_precision(model_dir / f"stage2{at.suffix}", choice.name, cfg.overwrite)
     choice = choice.with_precision(recorded, cfg.device)
     choice = choice.with_expectation(cfg.expected_gain, cfg.expected_spread)
-    views = collect_views(cfg, model_dir, choice.num_references, at, reach)
-    found = trial_scene(cfg, model_dir) if views else None
-    check = guidance_check(cfg, model_dir) if views else None
+    stage0 = Stage0.of(cfg, model_dir)
+    views = collect_views(cfg, model_dir, stage0, choice.num_references, at, reach)
+    found = trial_scene(cfg, stage0) if views else None
+    check = guidance_check(cfg, stage0) if views else None
     check_adaptation(cfg.adapt_steps, choice.name, has_trials=found is not None)
     if views and found is None and choice.known is not None:
         raise ValueError(
             "--expected-gain: no effect without trials, which are weighed against it. Leave it out."
         )
-    inputs = choice.inputs()
+    inputs = choice.inputs() | view_inputs(views)
     if found is not None:
-        kept, _ = found
-        inputs["kept photos"] = list(kept.image_paths)
-        inputs["kept cameras"] = hashlib.sha256(kept.cameras.to_json().encode()).hexdigest()
-        inputs["trials"] = {
-            "views": cfg.trial_views,
-            "steps": cfg.trial_steps,
-            "adapt_steps": cfg.adapt_steps,
-            "seed": cfg.seed,
-        }
-        if choice.known is not None:
-            inputs["trials"]["expected"] = dataclasses.asdict(choice.known)
-    for part in ("rendered", "guidance", "coverage"):
-        files = [getattr(view, part) for view in views.values()]
-        inputs[part] = [path for path in files if path is not None]
-    inputs["references"] = sorted({path for view in views.values() for path in view.references})
+        inputs |= trial_inputs(cfg, found.kept, choice.known)
     if check is not None:
         inputs["guidance check"] = check.files
         inputs["kept photos"] = list(check.kept.image_paths)
-    pairs = [[name, *(path.name for path in view.references)] for name, view in views.items()]
-    inputs["pairs"] = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
     if reach is not None:
         inputs["round"] = cfg.round
     with open_stage(model_dir, f"stage2{at.suffix}", cfg, inputs, cfg.overwrite) as stage:
@@ -205,7 +191,15 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
                         cfg.trial_views, cfg.trial_steps, cfg.seed, check is not None
                     )
                     adapting = AdaptSettings(cfg.adapt_steps, cfg.seed) if cfg.adapt_steps else None
-                    verdict = judge(choice, *found, settings, adapting, stage.scratch, cfg.device)
+                    verdict = judge(
+                        choice,
+                        found.kept,
+                        found.source,
+                        settings,
+                        adapting,
+                        stage.scratch,
+                        cfg.device,
+                    )
             if check is not None:
                 with stage.timer("check"):
                     views, stage.info["hidden_share"] = check.run(views, stage.scratch)
@@ -226,8 +220,41 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
     copy_results(stage.dir / "mask", cfg.fixed_mask_dir)
 
 
+@dataclass(frozen=True)
+class Stage0:
+    """What a finished stage 0 knows of the views."""
+
+    dir: Path
+    provider: str
+    source: Path
+    """The scene that the kept views are of."""
+    kept: Scene
+    novel: Cameras
+
+    @classmethod
+    def of(cls, cfg: Config, model_dir: Path) -> "Stage0 | None":
+        """Read it, or None where there are no cameras."""
+        if not (model_dir / "stage0/novel_cameras.json").is_file():
+            return None
+        stage0 = require_stage(model_dir, "stage0")
+        source = cfg.source or Path(stage0.config["source"])
+        prepared = stage0.dir / "scene"
+        return cls(
+            dir=stage0.dir,
+            provider=stage0.config["provider"],
+            source=prepared if prepared.is_dir() else source,
+            kept=kept_views(source, stage0.dir, Split.load(stage0.dir / "split.json")),
+            novel=Cameras.from_json(stage0.dir / "novel_cameras.json"),
+        )
+
+
 def collect_views(
-    cfg: Config, model_dir: Path, num_references: int, at: Round, reach: Reach | None
+    cfg: Config,
+    model_dir: Path,
+    stage0: Stage0 | None,
+    num_references: int,
+    at: Round,
+    reach: Reach | None,
 ) -> dict[str, ViewFiles]:
     """Pair every render with its guidance, coverage and reference photos, by name."""
     if reach is not None and reach.previous > 0:
@@ -256,7 +283,7 @@ def collect_views(
     if not names:
         logger.warning("stage2: there is nothing to fix: no render in %s", render_dir)
         return {}
-    references = nearest_references(cfg, model_dir, names, num_references)
+    references = nearest_references(cfg, model_dir, stage0, names, num_references)
     return {
         name: ViewFiles(
             rendered=render_dir / name,
@@ -268,51 +295,45 @@ def collect_views(
     }
 
 
-def trial_scene(cfg: Config, model_dir: Path) -> tuple[Scene, Path] | None:
-    """The kept views and the scene that they are of, or None where there can be no trials."""
+def trial_scene(cfg: Config, stage0: Stage0 | None) -> Stage0 | None:
+    """Stage 0 again, or None where there can be no trials on its kept photos."""
     check_range("trial_views", cfg.trial_views, 0)
     check_range("trial_steps", cfg.trial_steps, 1)
     if cfg.trial_views == 0:
         return None
-    stage0_dir = model_dir / "stage0"
-    if not (stage0_dir / "novel_cameras.json").is_file():
+    if stage0 is None:
         logger.info("no trials: without stage 0 the cameras of the kept photos are not known")
         return None
-    stage0 = require_stage(model_dir, "stage0")
-    if stage0.config["provider"] != "mvs":
+    if stage0.provider != "mvs":
         logger.info("no trials: the points of stage 0 were not made from the kept photos")
         return None
-    source = cfg.source or Path(stage0.config["source"])
-    kept = kept_views(source, stage0_dir, Split.load(stage0_dir / "split.json"))
-    if len(kept) < MIN_KEPT:
-        logger.info("no trials: %d kept photos, and leaving one out takes %d", len(kept), MIN_KEPT)
+    if len(stage0.kept) < MIN_KEPT:
+        logger.info(
+            "no trials: %d kept photos, and leaving one out takes %d", len(stage0.kept), MIN_KEPT
+        )
         return None
-    prepared = stage0_dir / "scene"
-    return kept, prepared if prepared.is_dir() else source
+    return stage0
 
 
-def guidance_check(cfg: Config, model_dir: Path) -> GuidanceCheck | None:
+def guidance_check(cfg: Config, stage0: Stage0 | None) -> GuidanceCheck | None:
     """What the guidance is checked against, or None where it is not."""
-    stage0_dir = model_dir / "stage0"
     if (
         not cfg.check_guidance
         or cfg.point_guidance_dir is not None
-        or not (stage0_dir / "surface.npz").is_file()
+        or stage0 is None
+        or not (stage0.dir / "surface.npz").is_file()
     ):
         return None
-    kept, novel = stage0_cameras(cfg, model_dir)
-    return GuidanceCheck(kept, novel, stage0_dir)
+    return GuidanceCheck(stage0.kept, stage0.novel, stage0.dir)
 
 
 def nearest_references(
-    cfg: Config, model_dir: Path, names: Sequence[str], count: int
+    cfg: Config, model_dir: Path, stage0: Stage0 | None, names: Sequence[str], count: int
 ) -> dict[str, tuple[Path, ...]]:
     """Find the kept photos nearest to each novel view: by camera, or by index where there are no cameras."""
-    stage0_dir = model_dir / "stage0"
-    if (stage0_dir / "novel_cameras.json").is_file():
-        kept, novel = stage0_cameras(cfg, model_dir)
-        photos = photos_by_camera(novel, kept, count)
-        where = stage0_dir / "novel_cameras.json"
+    if stage0 is not None:
+        photos = photos_by_camera(stage0.novel, stage0.kept, count)
+        where = stage0.dir / "novel_cameras.json"
     else:
         meta_dir = cfg.stage1_meta_dir or require_stage(model_dir, "stage1").dir
         if cfg.input_image_dir is None:
@@ -329,12 +350,32 @@ def nearest_references(
     return photos
 
 
-def stage0_cameras(cfg: Config, model_dir: Path) -> tuple[Scene, Cameras]:
-    """The kept views, and the novel cameras, of a finished stage 0."""
-    stage0 = require_stage(model_dir, "stage0")
-    source = cfg.source or Path(stage0.config["source"])
-    kept = kept_views(source, stage0.dir, Split.load(stage0.dir / "split.json"))
-    return kept, Cameras.from_json(stage0.dir / "novel_cameras.json")
+def view_inputs(views: Mapping[str, ViewFiles]) -> dict[str, Any]:
+    """What the stage's hash has of the views: their pictures, and which photos go with which."""
+    pairs = [[name, *(path.name for path in view.references)] for name, view in views.items()]
+    inputs: dict[str, Any] = {
+        "references": sorted({path for view in views.values() for path in view.references}),
+        "pairs": hashlib.sha256(json.dumps(pairs).encode()).hexdigest(),
+    }
+    for part in ("rendered", "guidance", "coverage"):
+        files = [getattr(view, part) for view in views.values()]
+        inputs[part] = [path for path in files if path is not None]
+    return inputs
+
+
+def trial_inputs(cfg: Config, kept: Scene, known: Expectation | None) -> dict[str, Any]:
+    """What the stage's hash has of the trials."""
+    settings = {
+        "views": cfg.trial_views,
+        "steps": cfg.trial_steps,
+        "adapt_steps": cfg.adapt_steps,
+        "seed": cfg.seed,
+    }
+    return {
+        "kept photos": list(kept.image_paths),
+        "kept cameras": hashlib.sha256(kept.cameras.to_json().encode()).hexdigest(),
+        "trials": settings if known is None else settings | {"expected": dataclasses.asdict(known)},
+    }
 
 
 def output_folder(cfg: Config) -> Path:

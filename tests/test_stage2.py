@@ -236,13 +236,15 @@ def test_references_are_the_nearest_cameras(tmp_path):
     )
     cfg = stage2_artifact_fix.Config(model_dir=out)
     names = ["view_1.png", "view_3.png", "view_4.png"]
-    found = stage2_artifact_fix.nearest_references(cfg, out, names, 2)
+    stage0 = stage2_artifact_fix.Stage0.of(cfg, out)
+    found = stage2_artifact_fix.nearest_references(cfg, out, stage0, names, 2)
     assert [[path.name for path in found[name]] for name in names] == [
         ["view_0.png", "view_2.png"],
         ["view_2.png", "view_5.png"],
         ["view_5.png", "view_2.png"],
     ]
-    assert len(stage2_artifact_fix.nearest_references(cfg, out, names, 9)["view_1.png"]) == 3
+    found = stage2_artifact_fix.nearest_references(cfg, out, stage0, names, 9)
+    assert len(found["view_1.png"]) == 3
 
 
 def test_new_weights_are_other_inputs(released, weights, monkeypatch):
