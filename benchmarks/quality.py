@@ -37,16 +37,20 @@ from s2d.checks import check_range
 from s2d.config import CONFIG_DIR, parse_config
 from s2d.files import atomic_write_json, atomic_write_text
 from s2d.gaussians import Gaussians
+from s2d.images import read_image
 from s2d.layers.score import score_views
 from s2d.log import logger
 from s2d.metrics import Lpips, Metrics, load_lpips
-from s2d.model_folder import point_cloud_name
-from s2d.scene import load_scene
+from s2d.metrics import score as measure
+from s2d.model_folder import point_cloud_name, render_name
+from s2d.scene import Scene, load_scene
+from s2d.scoring import mean_metrics
 from s2d.split import Split
 from s2d.stage_io import Manifest, require_stage
 
 SCORES = "scores.json"
 STAGES: dict[str, Any] = {"stage1": stage1, "stage2": stage2, "stage3": stage3}
+NOVEL_PICTURES = {"stage1": "stage1/renders", "stage2": "stage2/fixed", "stage3": "stage3/renders"}
 
 
 @dataclass(frozen=True)
@@ -268,6 +272,8 @@ def run_variant(
         "seconds": time.monotonic() - started,
         **score(out, source, last.info["iteration"], network),
     }
+    if cfg.last_stage == 3 and (novel := score_novel(out, source, network)):
+        found["novel"] = novel
     atomic_write_json(path, found)
     return found
 
@@ -316,10 +322,30 @@ def run_script(script: Any, flags: Mapping[str, Any]) -> Path:
 
 def score(out: Path, source: Path, step: int, network: Lpips | None) -> Metrics:
     """Score the splat at the test views; means over views."""
+    scene, split = photos_of(out, source)
+    gaussians = Gaussians.load_ply(out / point_cloud_name(step))
+    scores = score_views(gaussians, scene.cameras.select(split.test), scene, 1.0, network)
+    return {"lpips": None} | scores
+
+
+def score_novel(out: Path, source: Path, network: Lpips | None) -> dict[str, Any]:
+    """Score each stage's pictures of the novel views with photos that no stage has read; means over those that have one, nothing if none has."""
+    scene, split = photos_of(out, source)
+    networks = {} if network is None else {"lpips": network}
+    novel = [name for name in split.novel if name in scene.names]
+    found = {}
+    for stage, folder in NOVEL_PICTURES.items():
+        views = {
+            name: measure(read_image(out / folder / render_name(name)), scene.image(name), networks)
+            for name in novel
+        }
+        if views:
+            found[stage] = mean_metrics(views, ("psnr", "ssim", "lpips"))
+    return found
+
+
+def photos_of(out: Path, source: Path) -> tuple[Scene, Split]:
+    """The scene as stage 0 has prepared it, and what each of its photos is for."""
     prepared = out / "stage0" / "scene"
     scene = load_scene(prepared if prepared.is_dir() else source)
-    test = scene.cameras.select(Split.load(out / "stage0" / "split.json").test)
-    scores = score_views(
-        Gaussians.load_ply(out / point_cloud_name(step)), test, scene, 1.0, network
-    )
-    return {"lpips": None} | scores
+    return scene, Split.load(out / "stage0" / "split.json")

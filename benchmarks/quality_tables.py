@@ -1,10 +1,10 @@
-"""Tables of `tools/benchmark.py quality`: means of each variant, differences to the default, and what stage 3 adds to stage 1."""
+"""Tables of `tools/benchmark.py quality`: means of each variant, differences to the default, and what each stage adds to the one before."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.results import Setting, markdown
@@ -19,8 +19,15 @@ Scores = dict[Setting, dict[str, dict[int, dict[str, Any]]]]
 def tables(scores: Scores) -> str:
     """Tables in Markdown: each variant's means, its difference to the default on every setting, and where stage 3 was run its gain."""
     parts = [mean_table(scores), paired_table(scores)]
-    if any("stage1" in run for run in all_runs(scores)):
-        parts.append(stage_table(scores))
+    runs = all_runs(scores)
+    if any("stage1" in run for run in runs):
+        title = (
+            "Stage 1 → final scene, PSNR in dB / LPIPS; last row: gain, and on how many settings."
+        )
+        parts += [title, chain_table(scores, final_chain)]
+    if any("novel" in run for run in runs):
+        title = "Novel views: stage 1's renders → fixed views → stage 3's renders; last row: gain of the fixed views."
+        parts += [title, chain_table(scores, novel_chain)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -30,35 +37,49 @@ def all_runs(scores: Scores) -> list[dict[str, Any]]:
     ]
 
 
-def stage_table(scores: Scores) -> str:
-    """Stage 1 → final scene of each variant on every setting, PSNR / LPIPS, means over seeds; then the mean differences."""
+def final_chain(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Scores of a run at the test views, stage 1 first; nothing if stage 3 was not run."""
+    return [run["stage1"], run] if "stage1" in run else []
+
+
+def novel_chain(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Scores of what stages 1, 2 and 3 show at the novel views; nothing where no photo shows the truth."""
+    return list(run.get("novel", {}).values())
+
+
+def chain_table(scores: Scores, chain: Callable[[Mapping[str, Any]], Sequence]) -> str:
+    """How each variant's scores develop on every setting, means over seeds; then the mean gain of the second part of the chain over the first, LPIPS as a ratio."""
     names = list(dict.fromkeys(name for runs in scores.values() for name in runs))
-    rows, gains = [], {name: [] for name in names}
+    rows: list[list[str]] = []
+    gains: dict[str, list[float]] = {name: [] for name in names}
+    ratios: dict[str, list[float]] = {name: [] for name in names}
     for setting, runs in scores.items():
         row = [str(setting)]
         for name in names:
-            both = [run for run in runs.get(name, {}).values() if "stage1" in run]
+            seeds = [parts for run in runs.get(name, {}).values() if (parts := chain(run))]
             cells = []
-            for metric, (_, digits) in METRICS.items():
-                if metric == "ssim" or not both or both[0][metric] is None:
+            for metric in ("psnr", "lpips"):
+                if not seeds or any(part[metric] is None for part in seeds[0]):
                     continue
-                before, after = (
-                    statistics.fmean(run[metric] for run in part)
-                    for part in ([run["stage1"] for run in both], both)
-                )
-                cells.append(f"{before:.{digits}f} → {after:.{digits}f}")
+                means = [
+                    statistics.fmean(part[metric] for part in step)
+                    for step in zip(*seeds, strict=True)
+                ]
+                cells.append(" → ".join(f"{mean:.{METRICS[metric][1]}f}" for mean in means))
                 if metric == "psnr":
-                    gains[name].append(after - before)
+                    gains[name].append(means[1] - means[0])
+                else:
+                    ratios[name].append(means[1] / means[0])
             row.append(" / ".join(cells) or "–")
         rows.append(row)
-    means = [
-        f"{difference_cell(found, 2)}, {sum(gain > 0 for gain in found)} of {len(found)}"
-        for found in gains.values()
-    ]
-    return (
-        "Stage 1 → final scene, PSNR in dB / LPIPS; last row: gain in dB, and on how many settings.\n\n"
-        + table_text(["setting", *names], [*rows, ["gain", *means]])
-    )
+    last = []
+    for name in names:
+        better = f"{sum(gain > 0 for gain in gains[name])} of {len(gains[name])}"
+        cell = f"{difference_cell(gains[name], 2)}, {better}"
+        if ratios[name]:
+            cell += f" / {statistics.geometric_mean(ratios[name]) - 1:+.1%}"
+        last.append(cell)
+    return table_text(["setting", *names], [*rows, ["gain", *last]])
 
 
 def mean_table(scores: Scores) -> str:

@@ -1,5 +1,6 @@
 """`tools/benchmark.py quality`: which flags reach the stages, what is compared with what, and that it goes on where it was."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from benchmarks.fixer import weights_for
 from benchmarks.quality import DEFAULT, Quality, Setting
 from s2d.config import CONFIG_DIR, parse_config
 from s2d.fixer.choice import choose_fixer
+from s2d.images import read_image, write_image
+from s2d.model_folder import render_name
+from s2d.scene import load_scene
+from s2d.split import Split
 
 
 def scores(psnr, lpips=None, num=10):
@@ -111,9 +116,23 @@ def test_what_stage3_adds_is_a_table_where_it_was_run():
     }
     text = quality_tables.tables(runs)
     assert "| a 3 | 20.00 → 21.00 / 0.300 → 0.200 |" in text
-    assert "| gain | +0.25 ± 0.75, 1 of 2 |" in text
+    # Ratios 2/3 and 1, the root of their product 0.816.
+    assert "| gain | +0.25 ± 0.75, 1 of 2 / -18.4% |" in text
+    assert "Novel views" not in text
     del runs[Setting("a", 3)][DEFAULT][0]["stage1"], runs[Setting("b", 6)][DEFAULT][0]["stage1"]
     assert "→" not in quality_tables.tables(runs)
+
+
+def test_what_the_fixer_adds_is_a_table_where_photos_show_the_novel_views():
+    stages = {"stage1": scores(20.0, 0.4), "stage2": scores(20.5, 0.3), "stage3": scores(20.4, 0.2)}
+    runs = {
+        Setting("a", 3): {DEFAULT: {0: {**scores(21.0, 0.2), "novel": stages}}},
+        Setting("b", 6): {DEFAULT: {0: scores(30.0, 0.1)}},  # no photos there
+    }
+    text = quality_tables.tables(runs)
+    assert "| a 3 | 20.00 → 20.50 → 20.40 / 0.400 → 0.300 → 0.200 |" in text
+    assert "| b 6 | – |" in text and "| gain | +0.50, 1 of 1 / -25.0% |" in text
+    assert "final scene" not in text
 
 
 def test_weights_are_those_that_have_not_seen_the_scene():
@@ -194,3 +213,31 @@ def test_a_variant_of_later_stages_goes_on_from_the_defaults(tiny_scene, tmp_pat
     quality.main(cfg)  # a stage 2 of its own now, beside the default's
     assert not (folder / "photos/stage2").is_symlink()
     assert (folder / "default/stage2/manifest.json").read_bytes() == before
+
+
+def test_novel_views_are_scored_with_the_photos_that_no_stage_has_read(tiny_scene, tmp_path):
+    photos, out = load_scene(tiny_scene), tmp_path / "out"
+    test, *novel = photos.names[:3]
+    split = Split(
+        kept=tuple(photos.names[4:]), novel=(*novel, "planned"), test=(test,), protocol="eval"
+    )
+    (out / "stage0").mkdir(parents=True)
+    split.save(out / "stage0/split.json")
+    for index, folder in enumerate(quality.NOVEL_PICTURES.values()):
+        for name in novel:
+            error = (index + 1) / 16
+            picture = photos.image(name) * (1 - 2 * error) + error  # between the two ends
+            write_image(out / folder / render_name(name), picture)
+    found = quality.score_novel(out, tiny_scene, None)
+    assert list(found) == list(quality.NOVEL_PICTURES)
+    for stage, folder in quality.NOVEL_PICTURES.items():
+        errors = [
+            (read_image(out / folder / render_name(name)) - photos.image(name)).square().mean()
+            for name in novel
+        ]
+        expected = sum(-10 * error.log10() for error in errors) / len(errors)
+        assert found[stage]["psnr"] == pytest.approx(float(expected), abs=1e-3)
+        assert found[stage]["num_views"] == len(novel) and found[stage]["lpips"] is None
+    assert found["stage1"]["psnr"] > found["stage2"]["psnr"] > found["stage3"]["psnr"]
+    dataclasses.replace(split, novel=("planned",)).save(out / "stage0/split.json")
+    assert quality.score_novel(out, tiny_scene, None) == {}
