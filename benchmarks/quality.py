@@ -40,8 +40,7 @@ from s2d.gaussians import Gaussians
 from s2d.images import read_image
 from s2d.layers.score import score_views
 from s2d.log import logger
-from s2d.metrics import Lpips, Metrics, load_lpips
-from s2d.metrics import score as measure
+from s2d.metrics import Lpips, Metrics, load_lpips, score
 from s2d.model_folder import point_cloud_name, render_name
 from s2d.scene import Scene, load_scene
 from s2d.scoring import mean_metrics
@@ -68,7 +67,7 @@ class Quality:
     seeds: tuple[int, ...] = (0, 1)
     """Seeds of all stages."""
     last_stage: Literal[1, 3] = 3
-    """1: score stage 1. 3: go on through stage 2 and score stage 3, too."""
+    """1: score stage 1. 3: go on through stage 2 and score stage 3 and all pictures of novel views, too."""
     weights: tuple[str, ...] = ()
     """Compact weights and the scenes that they never saw, FILE:SCENE,SCENE: stage 2 repairs with them, and tries them as it does those that come with S2D. Without: the analytic mix, without trials."""
     scale: float = 1.0
@@ -261,7 +260,7 @@ def run_variant(
         if same_start:
             found["stage1"] = json.loads((first / SCORES).read_text("utf-8"))["stage1"]
         else:
-            found["stage1"] = score(out, source, last.info["iteration"], network)
+            found["stage1"] = score_test(out, source, last.info["iteration"], network)
         if same_start and not own_flags("stage2", flags):
             share_stage(first, out, "stage2")
         else:
@@ -270,7 +269,7 @@ def run_variant(
     found |= {
         "num_gaussians": last.info["num_gaussians"],
         "seconds": time.monotonic() - started,
-        **score(out, source, last.info["iteration"], network),
+        **score_test(out, source, last.info["iteration"], network),
     }
     if cfg.last_stage == 3 and (novel := score_novel(out, source, network)):
         found["novel"] = novel
@@ -320,7 +319,7 @@ def run_script(script: Any, flags: Mapping[str, Any]) -> Path:
     return script.main(parse_config(script.Config, script.__name__, arguments(flags)))
 
 
-def score(out: Path, source: Path, step: int, network: Lpips | None) -> Metrics:
+def score_test(out: Path, source: Path, step: int, network: Lpips | None) -> Metrics:
     """Score the splat at the test views; means over views."""
     scene, split = photos_of(out, source)
     gaussians = Gaussians.load_ply(out / point_cloud_name(step))
@@ -336,7 +335,7 @@ def score_novel(out: Path, source: Path, network: Lpips | None) -> dict[str, Any
     found = {}
     for stage, folder in NOVEL_PICTURES.items():
         views = {
-            name: measure(read_image(out / folder / render_name(name)), scene.image(name), networks)
+            name: score(read_image(out / folder / render_name(name)), scene.image(name), networks)
             for name in novel
         }
         if views:
