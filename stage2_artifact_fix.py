@@ -165,26 +165,27 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
     choice = choice.with_expectation(cfg.expected_gain, cfg.expected_spread)
     stage0 = Stage0.of(cfg, model_dir)
     views = collect_views(cfg, model_dir, stage0, choice.num_references, at, reach)
-    found = trial_scene(cfg, stage0) if views else None
+    tried = bool(views) and has_trials(cfg, stage0)
     check = guidance_check(cfg, stage0) if views else None
-    check_adaptation(cfg.adapt_steps, choice.name, has_trials=found is not None)
-    if views and found is None and choice.known is not None:
+    check_adaptation(cfg.adapt_steps, choice.name, has_trials=tried)
+    if views and not tried and choice.known is not None:
         raise ValueError(
             "--expected-gain: no effect without trials, which are weighed against it. Leave it out."
         )
     inputs = choice.inputs() | view_inputs(views)
-    if found is not None:
-        inputs |= trial_inputs(cfg, found.kept, choice.known)
+    if tried:
+        inputs |= trial_inputs(cfg, stage0.kept, choice.known)
     if check is not None:
         inputs["guidance check"] = check.files
-        inputs["kept photos"] = list(check.kept.image_paths)
+    if tried or check is not None:
+        inputs["kept photos"] = list(stage0.kept.image_paths)
     if reach is not None:
         inputs["round"] = cfg.round
     with open_stage(model_dir, f"stage2{at.suffix}", cfg, inputs, cfg.overwrite) as stage:
         if not stage.up_to_date:
             logger.info("fixer: %s", choice.describe())
             verdict = Verdict(choice)
-            if found is not None:
+            if tried:
                 take_over_trials(model_dir, at, stage.scratch)
                 with stage.timer("trials"):
                     settings = TrialSettings(
@@ -193,8 +194,8 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
                     adapting = AdaptSettings(cfg.adapt_steps, cfg.seed) if cfg.adapt_steps else None
                     verdict = judge(
                         choice,
-                        found.kept,
-                        found.source,
+                        stage0.kept,
+                        stage0.source,
                         settings,
                         adapting,
                         stage.scratch,
@@ -295,24 +296,24 @@ def collect_views(
     }
 
 
-def trial_scene(cfg: Config, stage0: Stage0 | None) -> Stage0 | None:
-    """Stage 0 again, or None where there can be no trials on its kept photos."""
+def has_trials(cfg: Config, stage0: Stage0 | None) -> bool:
+    """Whether trials are wanted, and can be made of the kept photos."""
     check_range("trial_views", cfg.trial_views, 0)
     check_range("trial_steps", cfg.trial_steps, 1)
     if cfg.trial_views == 0:
-        return None
+        return False
     if stage0 is None:
         logger.info("no trials: without stage 0 the cameras of the kept photos are not known")
-        return None
+        return False
     if stage0.provider != "mvs":
         logger.info("no trials: the points of stage 0 were not made from the kept photos")
-        return None
+        return False
     if len(stage0.kept) < MIN_KEPT:
         logger.info(
             "no trials: %d kept photos, and leaving one out takes %d", len(stage0.kept), MIN_KEPT
         )
-        return None
-    return stage0
+        return False
+    return True
 
 
 def guidance_check(cfg: Config, stage0: Stage0 | None) -> GuidanceCheck | None:
@@ -372,7 +373,6 @@ def trial_inputs(cfg: Config, kept: Scene, known: Expectation | None) -> dict[st
         "seed": cfg.seed,
     }
     return {
-        "kept photos": list(kept.image_paths),
         "kept cameras": hashlib.sha256(kept.cameras.to_json().encode()).hexdigest(),
         "trials": settings if known is None else settings | {"expected": dataclasses.asdict(known)},
     }

@@ -270,9 +270,8 @@ def run_variant(
         "num_gaussians": last.info["num_gaussians"],
         "seconds": time.monotonic() - started,
         **score_test(out, source, last.info["iteration"], network),
+        "novel": score_novel(out, source, network) if cfg.last_stage == 3 else {},
     }
-    if cfg.last_stage == 3 and (novel := score_novel(out, source, network)):
-        found["novel"] = novel
     atomic_write_json(path, found)
     return found
 
@@ -331,16 +330,14 @@ def score_novel(out: Path, source: Path, network: Lpips | None) -> dict[str, Any
     """Score each stage's pictures of the novel views with photos that no stage has read; means over those that have one, nothing if none has."""
     scene, split = photos_of(out, source)
     networks = {} if network is None else {"lpips": network}
-    novel = [name for name in split.novel if name in scene.names]
-    found = {}
-    for stage, folder in NOVEL_PICTURES.items():
-        views = {
-            name: score(read_image(out / folder / render_name(name)), scene.image(name), networks)
-            for name in novel
-        }
-        if views:
-            found[stage] = mean_metrics(views, ("psnr", "ssim", "lpips"))
-    return found
+    views: dict[str, dict[str, Metrics]] = {stage: {} for stage in NOVEL_PICTURES}
+    for name in sorted(set(split.novel) & set(scene.names)):
+        photo = scene.image(name)
+        for stage, folder in NOVEL_PICTURES.items():
+            picture = read_image(out / folder / render_name(name))
+            views[stage][name] = score(picture, photo, networks)
+    means = {stage: mean_metrics(rows, ("psnr", "ssim", "lpips")) for stage, rows in views.items()}
+    return {stage: mean for stage, mean in means.items() if mean is not None}
 
 
 def photos_of(out: Path, source: Path) -> tuple[Scene, Split]:

@@ -17,17 +17,11 @@ Scores = dict[Setting, dict[str, dict[int, dict[str, Any]]]]
 
 
 def tables(scores: Scores) -> str:
-    """Tables in Markdown: each variant's means, its difference to the default on every setting, and where stage 3 was run its gain."""
+    """Tables in Markdown: each variant's means, its difference to the default on every setting, and where stage 3 was run what the stages gain."""
     parts = [mean_table(scores), paired_table(scores)]
-    runs = all_runs(scores)
-    if any("stage1" in run for run in runs):
-        title = (
-            "Stage 1 → final scene, PSNR in dB / LPIPS; last row: gain, and on how many settings."
-        )
-        parts += [title, chain_table(scores, final_chain)]
-    if any("novel" in run for run in runs):
-        title = "Novel views: stage 1's renders → fixed views → stage 3's renders; last row: gain of the fixed views."
-        parts += [title, chain_table(scores, novel_chain)]
+    for title, chain in CHAINS.items():
+        if any(chain(run) for run in all_runs(scores)):
+            parts += [title, chain_table(scores, chain)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -45,6 +39,12 @@ def final_chain(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def novel_chain(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Scores of what stages 1, 2 and 3 show at the novel views; nothing where no photo shows the truth."""
     return list(run.get("novel", {}).values())
+
+
+CHAINS = {
+    "Stage 1 → final scene, PSNR in dB / LPIPS; last row: gain, and on how many settings.": final_chain,
+    "Novel views: stage 1's renders → fixed views → stage 3's renders; last row: gain of the fixed views.": novel_chain,
+}
 
 
 def chain_table(scores: Scores, chain: Callable[[Mapping[str, Any]], Sequence]) -> str:

@@ -18,6 +18,7 @@ from s2d.rasterize import rasterize
 from s2d.sampling import ViewSampler
 from s2d.scene import load_scene
 from s2d.split import Split
+from s2d.stage_io import require_stage
 
 SCRIPTS = {
     "stage0": "stage0_point_guidance",
@@ -128,12 +129,16 @@ def test_index_files_are_the_released_form(finished):
     assert not set(names) & set(split.test)
 
 
-def test_masks_are_black_and_white_and_cover_no_more_than_stage0_says(finished):
+def test_masks_are_black_and_white_and_cover_what_the_check_leaves_of_stage0s(finished):
+    covered = left = 0
     for path in (finished / "stage2/mask").rglob("*.png"):
         mask = read_image(path)[..., 0]
         assert set(mask.unique().tolist()) <= {0.0, 1.0}
         coverage = read_image(finished / "stage0/coverage" / path.name)[..., 0] > 0.5
         assert mask.any() and not (mask > 0.5)[~coverage].any()
+        covered, left = covered + int(coverage.sum()), left + int(mask.sum())
+    hidden = require_stage(finished, "stage2").info["hidden_share"]
+    assert left == round((1 - hidden) * covered)
 
 
 def test_history_and_manifest_tell_the_run(finished):

@@ -362,7 +362,7 @@ def test_two_photos_are_too_few(tiny_scene, tmp_path, caplog, monkeypatch):
     with caplog.at_level("INFO", "s2d"):
         cfg = stage2_artifact_fix.Config(model_dir=tmp_path)
         stage0 = stage2_artifact_fix.Stage0.of(cfg, tmp_path)
-        assert stage2_artifact_fix.trial_scene(cfg, stage0) is None
+        assert stage2_artifact_fix.has_trials(cfg, stage0) is False
     assert "no trials: 2 kept photos, and leaving one out takes 3" in caplog.text
 
 
