@@ -3,7 +3,8 @@
 With --ensemble the scene is fitted several times, and the renders are the mean of all models'; the first one is the scene that is saved.
 
 Reads   SCENE (-s) kept photos; OUT/stage0/ split.json, novel_cameras.json, points.ply, depth/
-Writes  OUT/stage1/ renders/<name>.png, kept_cameras.json, train_indices.txt, novel_indices.txt, image_names.txt, history.json; with --init hier and depth also layers/
+Writes  OUT/stage1/ renders/<name>.png, kept_cameras.json, train_indices.txt, novel_indices.txt, image_names.txt, history.json; with --init hier and depth also layers/,
+        with --ensemble members/<model>/<name>.png
         OUT/chkpnt_stage1_<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json
 
 Example
@@ -26,7 +27,7 @@ from s2d.completion import FILL_SHARE, hole_points, starting_points
 from s2d.config import no_effect, run_script
 from s2d.depth_io import known_depths, read_depth
 from s2d.device import choose_device, run_on
-from s2d.ensemble import mean_pictures, member_seed
+from s2d.ensemble import MEMBERS, mean_pictures, member_folders, member_seed
 from s2d.files import atomic_write_json, atomic_write_text
 from s2d.gaussians import Gaussians, gaussians_from_points, save_checkpoint
 from s2d.hier.initialise import hier_start
@@ -77,7 +78,7 @@ class Config:
     max_init_points: int = 40_000
     """Start with at most this many Gaussians; a larger cloud is thinned evenly. More is sharper and slower."""
     ensemble: int = 1
-    """Fit so many models, which differ in their seed; the novel renders are their mean, which is nearer to the truth than each. Stage 3 goes on from the first one."""
+    """Fit so many models, which differ in their seed; the novel renders are their mean, which is nearer to the truth than each. Stage 2 fixes those of each, stage 3 goes on from the first one."""
     fill_share: float = FILL_SHARE
     """Share of these that may stand where stage 0 has no depth, on a smooth continuation: what only one photo shows. 0 disables. Only with --init points."""
     init_opacity: float = 0.1
@@ -166,16 +167,19 @@ def make(
     with stage.timer("optimise"):
         run = optimise(cfg, 0, stage, stage0, kept, novel, device)
     renders = stage.dir / "renders"
+    pictures = renders if cfg.ensemble == 1 else stage.dir / MEMBERS / "0"
     followed = follow_refinement(novel, kept.cameras, run.refinement)
     with stage.timer("render"):
-        render_views(run.scene, followed, renders)
+        render_views(run.scene, followed, pictures)
     if cfg.ensemble > 1:
         with stage.timer("ensemble"):
             others = [
                 render_member(cfg, member, stage, stage0, kept, novel, device)
                 for member in range(1, cfg.ensemble)
             ]
-            mean_pictures([renders, *others], renders)
+            for member, folder in enumerate(others, start=1):
+                os.replace(folder, stage.dir / MEMBERS / str(member))
+            mean_pictures(member_folders(stage.dir), renders)
     write_outputs(cfg, stage, run, split, kept, followed)
 
 

@@ -1,6 +1,6 @@
 """Stage 2: turn each novel render (with artifacts) into a clean pseudo view, helped by the point guidance and the nearest kept photo.
 
-Reads   OUT/stage1/renders (from the second round on those of the round before); OUT/stage0/ guidance, coverage, novel_cameras.json; SCENE kept photos; the fixer's weights
+Reads   OUT/stage1/renders, after --ensemble each model's in OUT/stage1/members (from the second round on those of the round before); OUT/stage0/ guidance, coverage, novel_cameras.json; SCENE kept photos; the fixer's weights
 Writes  OUT/stage2/ fixed/<name>.png, mask/<name>.png (255 where a point supports the pixel), confidence/<name>.png
         trials.json, trials/<name>_{truth,render,guidance,coverage,fixed,calibrated}.png
 
@@ -30,13 +30,21 @@ from s2d.cameras import Cameras
 from s2d.checks import check_range
 from s2d.config import no_effect, run_script
 from s2d.device import Precision
+from s2d.ensemble import mean_pictures, member_folders
 from s2d.fixer.adaptation import AdaptSettings, check_adaptation
 from s2d.fixer.analytic import MixMode
 from s2d.fixer.calibration import Expectation
 from s2d.fixer.choice import DEFAULTS, FixerName, choose_fixer, recorded_precision
 from s2d.fixer.guidance_check import GuidanceCheck
 from s2d.fixer.judge import Verdict, judge, publish
-from s2d.fixer.novel_views import RESULTS, Plan, ViewFiles, fix_views, unfinished_views
+from s2d.fixer.novel_views import (
+    RESULTS,
+    Plan,
+    ViewFiles,
+    fix_views,
+    of_each_model,
+    unfinished_views,
+)
 from s2d.fixer.processes import Processes, join_processes
 from s2d.fixer.references import photos_by_camera, photos_by_index
 from s2d.images import list_images
@@ -96,6 +104,9 @@ class Config:
     # Hashed by what it reads.
     check_guidance: bool = no_effect(True)
     """Leave out guidance whose points are behind something that has none, as kept photos and the render show. Of stage 0's own guidance alone."""
+
+    each_model: bool = no_effect(True)
+    """After stage 1's --ensemble: fix each model's renders and take the mean. --no-each-model fixes their mean, which is as much work as for one model, and not as good."""
 
     # Where trials can be made, these are hashed as an input.
     trial_views: int = no_effect(3)
@@ -165,6 +176,7 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
     choice = choice.with_expectation(cfg.expected_gain, cfg.expected_spread)
     stage0 = Stage0.of(cfg, model_dir)
     views = collect_views(cfg, model_dir, stage0, choice.num_references, at, reach)
+    models = models_to_fix(cfg, model_dir, reach) if views else []
     tried = bool(views) and has_trials(cfg, stage0)
     check = guidance_check(cfg, stage0) if views else None
     check_adaptation(cfg.adapt_steps, choice.name, has_trials=tried)
@@ -173,6 +185,8 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
             "--expected-gain: no effect without trials, which are weighed against it. Leave it out."
         )
     inputs = choice.inputs() | view_inputs(views)
+    if models:
+        inputs["models"] = [model / name for model in models for name in views]
     if tried:
         inputs |= trial_inputs(cfg, stage0.kept, choice.known)
     if check is not None:
@@ -205,13 +219,18 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
                 with stage.timer("check"):
                     views, stage.info["hidden_share"] = check.run(views, stage.scratch)
             with stage.timer("fix"):
-                todo = unfinished_views(views, stage.scratch)
-                plan = Plan(verdict, todo, len(views) - len(todo), stage.scratch)
+                renders = of_each_model(views, models) if models else views
+                todo = unfinished_views(renders, stage.scratch)
+                plan = Plan(verdict, todo, len(renders) - len(todo), stage.scratch)
                 fix_views(processes.share_plan(plan), processes, cfg.device)
             for part in RESULTS:
                 for leftover in (stage.scratch / part).rglob(".*.tmp"):  # of a run that was killed
                     leftover.unlink()
-                os.replace(stage.scratch / part, stage.dir / part)
+                if models:
+                    folders = [stage.scratch / part / model.name for model in models]
+                    mean_pictures(folders, stage.dir / part)
+                else:
+                    os.replace(stage.scratch / part, stage.dir / part)
             publish(verdict, stage.scratch, stage.dir)
             stage.info |= {"num_views": len(views), "fixer": choice.name}
             if verdict.summary is not None:
@@ -294,6 +313,17 @@ def collect_views(
         )
         for name in names
     }
+
+
+def models_to_fix(cfg: Config, model_dir: Path, reach: Reach | None) -> list[Path]:
+    """Folders with each model's renders, where stage 1 was an ensemble and its own renders are what is fixed; else none."""
+    if (
+        not cfg.each_model
+        or cfg.stage1_novel_render_dir is not None
+        or (reach is not None and reach.previous > 0)
+    ):
+        return []
+    return member_folders(require_stage(model_dir, "stage1").dir)
 
 
 def has_trials(cfg: Config, stage0: Stage0 | None) -> bool:

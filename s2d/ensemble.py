@@ -1,7 +1,7 @@
 """Several models of the same photos, alike but for their seed: where the photos do not decide, each errs in its own way.
 
 The mean of M models' pictures keeps their common error and 1 / M of the variance that the seed alone causes (bagging, Breiman 1996). Stage 2
-repairs that mean and stage 3 trains one model on it, so that one model learns what several agree on.
+repairs each model's picture and takes the mean of what comes out, and stage 3 trains one model on it, so that one model learns what several agree on.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,17 @@ from s2d.images import image_writer, list_images, read_image
 # Far enough apart that neither a few seeds of one's own nor their members ever meet.
 SEED_STEP = 10_007
 
+MEMBERS = "members"  # folder of stage 1 with one of pictures per model, 0 for the first
+
 
 def member_seed(seed: int, member: int) -> int:
     """Seed of a model of the ensemble; the first one's is the stage's own."""
     return seed + SEED_STEP * member
+
+
+def member_folders(stage1_dir: Path) -> list[Path]:
+    """Folders of each model's renders of the novel views, the first model's first; none where there is but one model."""
+    return sorted((stage1_dir / MEMBERS).glob("*"), key=lambda folder: int(folder.name))
 
 
 def mean_pictures(folders: Sequence[Path], out: Path) -> None:

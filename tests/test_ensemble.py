@@ -1,12 +1,13 @@
 """Several models of one scene: their seeds, their mean picture, and that the stage goes on where it was stopped."""
 
 import importlib
+import shutil
 
 import pytest
 import torch
 
 from s2d.config import parse_config
-from s2d.ensemble import mean_pictures, member_seed
+from s2d.ensemble import mean_pictures, member_folders, member_seed
 from s2d.images import list_images, read_image, write_image
 
 STEPS = 30
@@ -115,6 +116,71 @@ def test_an_interrupted_ensemble_ends_with_the_same_bytes(
     for name in list_images(whole / "stage1/renders"):
         one, other = (folder / "stage1/renders" / name for folder in (out, whole))
         assert one.read_bytes() == other.read_bytes()
+
+
+def stage2(scene, out, *arguments):
+    """Stage 2 with the shipped network as it is; returns the folder."""
+    flags = ("--fixer", "compact", "--trial-views", "0", "--no-check-guidance")
+    return run("stage2_artifact_fix", scene, out, *flags, *arguments)
+
+
+@pytest.fixture
+def fitted(out, tiny_scene):
+    """OUT with a stage 1 of two models."""
+    stage1(tiny_scene, out, "--ensemble", "2")
+    return out
+
+
+def test_members_are_kept_in_order(tmp_path):
+    assert member_folders(tmp_path) == []
+    for member in range(12):
+        (tmp_path / "members" / str(member)).mkdir(parents=True)
+    assert [folder.name for folder in member_folders(tmp_path)] == [str(row) for row in range(12)]
+
+
+def test_each_models_renders_are_fixed_and_averaged(fitted, tiny_scene, tmp_path):
+    """Against two stages 2 that are told to fix one model's renders each, and one that fixes their mean."""
+    models = member_folders(fitted / "stage1")
+    for name in list_images(models[1]):  # so few steps make models that are nearly alike
+        write_image(models[1] / name, 0.6 * read_image(models[1] / name).flip(0))
+    mean_pictures(models, fitted / "stage1/renders")
+    both = stage2(tiny_scene, fitted)
+    alone = []
+    for member in range(2):
+        other = tmp_path / f"alone{member}"
+        shutil.copytree(fitted, other, symlinks=True, ignore=shutil.ignore_patterns("stage2"))
+        alone.append(stage2(tiny_scene, other, "--stage1-novel-render-dir", str(models[member])))
+    for part in ("fixed", "mask", "confidence"):
+        one, other = (renders(folder / part) for folder in alone)
+        assert (renders(both / part) - (one + other) / 2).abs().max() <= 0.5 / 255 + 1e-6
+    fixed = renders(both / "fixed")
+    mean = stage2(tiny_scene, fitted, "--no-each-model", "--overwrite")
+    assert (renders(mean / "fixed") - fixed).abs().max() > 4 / 255  # a network is not linear
+    assert (
+        list_images(mean / "fixed")
+        == list_images(both / "fixed")
+        == list_images(fitted / "stage1/renders")
+    )
+
+
+def test_an_interrupted_repair_goes_on_with_the_next_models_view(fitted, tiny_scene, monkeypatch):
+    script = importlib.import_module("s2d.fixer.novel_views")
+    write_results, written = script.write_results, []
+
+    def write_and_stop(write, folder, results):
+        write_results(write, folder, results)
+        written.extend(results)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+
+    expected = stage2(tiny_scene, fitted)
+    pictures = {path: path.read_bytes() for path in expected.rglob("*.png")}
+    monkeypatch.setattr(script, "write_results", write_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        stage2(tiny_scene, fitted, "--overwrite")
+    stage2(tiny_scene, fitted, "--overwrite")
+    assert len(written) == len(set(written)) == 2 * len(list_images(fitted / "stage1/renders"))
+    assert {path: path.read_bytes() for path in expected.rglob("*.png")} == pictures
 
 
 def test_an_empty_ensemble_is_refused(out, tiny_scene):

@@ -4,8 +4,8 @@ A view is complete once its three pictures are. An interruption costs the views 
 `memory.MOST_VIEWS` on a GPU.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -41,10 +41,19 @@ class Plan:
     folder: Path  # gets one folder of pictures per kind of result
 
 
+def of_each_model(views: Mapping[str, ViewFiles], models: Sequence[Path]) -> dict[str, ViewFiles]:
+    """The views as each model of an ensemble renders them, by `<model>/<name>`; `models` are the folders of their renders."""
+    return {
+        f"{model.name}/{name}": replace(view, rendered=model / name)
+        for model in models
+        for name, view in views.items()
+    }
+
+
 def unfinished_views(views: Mapping[str, ViewFiles], folder: Path) -> dict[str, ViewFiles]:
     """The views that no earlier run has finished; those with the same references stand together, so that one process encodes them."""
     for part in RESULTS:
-        (folder / part).mkdir(exist_ok=True)
+        (folder / part).mkdir(parents=True, exist_ok=True)
     return {
         name: view
         for name, view in sorted(views.items(), key=lambda item: (item[1].references, item[0]))
