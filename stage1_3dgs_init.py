@@ -1,10 +1,10 @@
 """Stage 1: fit 3D Gaussians to the kept photos, then render every novel camera: images with artifacts.
 
-With --ensemble the scene is fitted several times, and the renders are the mean of all models'; the first one is the scene that is saved.
+The scene is fitted several times (--ensemble), and the renders are the mean of all models'; the first one is the scene that is saved.
 
 Reads   SCENE (-s) kept photos; OUT/stage0/ split.json, novel_cameras.json, points.ply, depth/
 Writes  OUT/stage1/ renders/<name>.png, kept_cameras.json, train_indices.txt, novel_indices.txt, image_names.txt, history.json; with --init hier and depth also layers/,
-        with --ensemble members/<model>/<name>.png
+        unless --ensemble is 1 members/<model>/<name>.png
         OUT/chkpnt_stage1_<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json
 
 Example
@@ -69,15 +69,15 @@ class Config:
     """The scene that stage 0 was run on."""
     model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
     """Output folder OUT; stage 0 must have finished there."""
-    sample_iteration: int = 4000
-    """Number of optimisation steps; the novel cameras are rendered after the last."""
+    sample_iteration: int = 2500
+    """Number of optimisation steps of each model; the novel cameras are rendered after the last."""
     init: Literal["points", "hier", "depth"] = "points"
     """points: stage 0's cloud. hier: levels of Gaussians that a network predicts. depth: such levels from stage 0's depth maps (docs/hier.md)."""
     hier_weights: Path | None = no_effect(None)
     """With --init hier: weights as tools/train_hier_init.py writes them. Default: those that come with S2D."""
     max_init_points: int = 40_000
     """Start with at most this many Gaussians; a larger cloud is thinned evenly. More is sharper and slower."""
-    ensemble: int = 1
+    ensemble: int = 2
     """Fit so many models, which differ in their seed; the novel renders are their mean, which is nearer to the truth than each. Stage 2 fixes those of each, stage 3 goes on from the first one."""
     fill_share: float = FILL_SHARE
     """Share of these that may stand where stage 0 has no depth, on a smooth continuation: what only one photo shows. 0 disables. Only with --init points."""

@@ -1,6 +1,6 @@
 """Stage 2: turn each novel render (with artifacts) into a clean pseudo view, helped by the point guidance and the nearest kept photo.
 
-Reads   OUT/stage1/renders, after --ensemble each model's in OUT/stage1/members (from the second round on those of the round before); OUT/stage0/ guidance, coverage, novel_cameras.json; SCENE kept photos; the fixer's weights
+Reads   OUT/stage1/members, each model's renders, or where there is one model OUT/stage1/renders (from the second round on those of the round before); OUT/stage0/ guidance, coverage, novel_cameras.json; SCENE kept photos; the fixer's weights
 Writes  OUT/stage2/ fixed/<name>.png, mask/<name>.png (255 where a point supports the pixel), confidence/<name>.png
         trials.json, trials/<name>_{truth,render,guidance,coverage,fixed,calibrated}.png
 
@@ -22,7 +22,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
@@ -105,8 +105,8 @@ class Config:
     check_guidance: bool = no_effect(True)
     """Leave out guidance whose points are behind something that has none, as kept photos and the render show. Of stage 0's own guidance alone."""
 
-    each_model: bool = no_effect(True)
-    """After stage 1's --ensemble: fix each model's renders and take the mean. --no-each-model fixes their mean, which is as much work as for one model, and not as good."""
+    fix_models: Literal["auto", "each", "mean"] = no_effect("auto")
+    """Where stage 1 has several models. each: fix every model's renders, and take the mean. mean: fix the mean of the renders, as much work as for one model, and not as good. auto: each, but with difix, which takes long, mean."""
 
     # Where trials can be made, these are hashed as an input.
     trial_views: int = no_effect(3)
@@ -176,7 +176,7 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
     choice = choice.with_expectation(cfg.expected_gain, cfg.expected_spread)
     stage0 = Stage0.of(cfg, model_dir)
     views = collect_views(cfg, model_dir, stage0, choice.num_references, at, reach)
-    models = models_to_fix(cfg, model_dir, reach) if views else []
+    models = models_to_fix(cfg, choice.name, model_dir, reach) if views else []
     tried = bool(views) and has_trials(cfg, stage0)
     check = guidance_check(cfg, stage0) if views else None
     check_adaptation(cfg.adapt_steps, choice.name, has_trials=tried)
@@ -315,10 +315,15 @@ def collect_views(
     }
 
 
-def models_to_fix(cfg: Config, model_dir: Path, reach: Reach | None) -> list[Path]:
-    """Folders with each model's renders, where stage 1 was an ensemble and its own renders are what is fixed; else none."""
+def models_to_fix(
+    cfg: Config, fixer: FixerName, model_dir: Path, reach: Reach | None
+) -> list[Path]:
+    """Folders with the renders of each of stage 1's models, if these are what is fixed; else none."""
+    wanted = cfg.fix_models
+    if wanted == "auto":
+        wanted = "mean" if fixer == "difix" else "each"
     if (
-        not cfg.each_model
+        wanted == "mean"
         or cfg.stage1_novel_render_dir is not None
         or (reach is not None and reach.previous > 0)
     ):

@@ -93,7 +93,7 @@ class StageFlags:
     """The scene that stage 0 was run on."""
     model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
     """Output folder OUT; stages 0 to 2 must have finished there."""
-    iterations: int = 9000
+    iterations: int = 7000
     """Last step, counted on from stage 1's. With --layers, --layer-iters counts instead."""
     pseudo_views: bool = True
     """Train on stage 2's fixed views as well, unless its trials have switched the fixer off (--fixed-dir OUT/stage2/fixed: then, too). Without them stage 2 is not needed."""

@@ -145,6 +145,7 @@ def record_curve(cfg: Config, model_dir: Path) -> list[Point]:
                 source=cfg.source,
                 model_dir=model_dir,
                 sample_iteration=cfg.sample_iteration,
+                ensemble=1,
                 max_gaussians=cfg.max_gaussians,
                 seed=cfg.seed,
                 overwrite=True,

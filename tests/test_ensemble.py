@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,13 +155,28 @@ def test_each_models_renders_are_fixed_and_averaged(fitted, tiny_scene, tmp_path
         one, other = (renders(folder / part) for folder in alone)
         assert (renders(both / part) - (one + other) / 2).abs().max() <= 0.5 / 255 + 1e-6
     fixed = renders(both / "fixed")
-    mean = stage2(tiny_scene, fitted, "--no-each-model", "--overwrite")
+    mean = stage2(tiny_scene, fitted, "--fix-models", "mean", "--overwrite")
     assert (renders(mean / "fixed") - fixed).abs().max() > 4 / 255  # a network is not linear
     assert (
         list_images(mean / "fixed")
         == list_images(both / "fixed")
         == list_images(fitted / "stage1/renders")
     )
+
+
+def test_whose_renders_are_fixed(fitted):
+    script = importlib.import_module("stage2_artifact_fix")
+
+    def models(fixer, reach=None, **flags):
+        cfg = script.Config(model_dir=fitted, **flags)
+        return [folder.name for folder in script.models_to_fix(cfg, fixer, fitted, reach)]
+
+    assert models("compact") == models("analytic") == ["0", "1"]
+    assert models("difix") == [] and models("difix", fix_models="each") == ["0", "1"]
+    assert models("compact", fix_models="mean") == []
+    assert models("compact", stage1_novel_render_dir=fitted / "stage1/renders") == []
+    later = SimpleNamespace(previous=1)  # the second round fixes stage 3's renders
+    assert models("compact", later) == []
 
 
 def test_an_interrupted_repair_goes_on_with_the_next_models_view(fitted, tiny_scene, monkeypatch):

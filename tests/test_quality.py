@@ -77,9 +77,9 @@ def test_flags_as_a_command_line_has_them():
 def test_scale_one_changes_nothing_and_less_shrinks_schedule_and_budget():
     assert quality.scaled_flags(quality.stage1.Config, 1.0) == {}
     flags = quality.scaled_flags(quality.stage1.Config, 0.25)
-    assert flags["sample_iteration"] == 1000 and flags["max_gaussians"] == 15000
+    assert flags["sample_iteration"] == 625 and flags["max_gaussians"] == 15000
     assert flags["densify_from"] == 125 and flags["densify_every"] == 25
-    assert quality.scaled_flags(quality.stage3.Config, 0.25)["iterations"] == 2250
+    assert quality.scaled_flags(quality.stage3.Config, 0.25)["iterations"] == 1750
 
 
 def test_differences_are_paired_by_setting_and_seed():
@@ -183,7 +183,7 @@ def test_the_command_runs_each_variant_once(tiny_scene, tmp_path, monkeypatch, c
     assert found["key"]["flags"] == {"dropout": 0.4}
     assert 5 < found["psnr"] < 40
     manifest = json.loads((folder / "dropout_strong/stage1/manifest.json").read_text())
-    assert manifest["config"]["dropout"] == 0.4 and manifest["config"]["sample_iteration"] == 40
+    assert manifest["config"]["dropout"] == 0.4 and manifest["config"]["sample_iteration"] == 25
     monkeypatch.setattr(quality, "run_script", pytest.fail)  # all is there
     assert quality.main(cfg) == text
 

