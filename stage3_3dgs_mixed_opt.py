@@ -96,7 +96,7 @@ class StageFlags:
     iterations: int = 7000
     """Last step, counted on from stage 1's. With --layers, --layer-iters counts instead."""
     pseudo_views: bool = True
-    """Train on stage 2's fixed views as well, unless its trials have switched the fixer off (--fixed-dir OUT/stage2/fixed: then, too). Without them stage 2 is not needed."""
+    """Train on stage 2's fixed views as well, unless its trials have switched the fixer off and stage 1 has but one model (--fixed-dir OUT/stage2/fixed: then, too). Without them stage 2 is not needed."""
     alpha: float = 0.7
     """Share of kept views among the training samples."""
     beta: float = 0.4

@@ -14,7 +14,7 @@ from s2d.images import image_writer, list_images, read_image
 # Far enough apart that neither a few seeds of one's own nor their members ever meet.
 SEED_STEP = 10_007
 
-MEMBERS = "members"  # folder of stage 1 with one of pictures per model, 0 for the first
+MEMBERS = "members"  # folder of stage 1 that holds a folder of renders per model, 0 for the first
 
 
 def member_seed(seed: int, member: int) -> int:

@@ -53,7 +53,7 @@ def of_each_model(views: Mapping[str, ViewFiles], models: Sequence[Path]) -> dic
 def unfinished_views(views: Mapping[str, ViewFiles], folder: Path) -> dict[str, ViewFiles]:
     """The views that no earlier run has finished; those with the same references stand together, so that one process encodes them."""
     for part in RESULTS:
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part).mkdir(exist_ok=True)
     return {
         name: view
         for name, view in sorted(views.items(), key=lambda item: (item[1].references, item[0]))
