@@ -13,7 +13,7 @@ Example
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,7 +35,14 @@ from s2d.hier.weights import find_weights
 from s2d.log import logger, progress
 from s2d.memory_plan import DataDevice, TrainingMemory
 from s2d.model_folder import copy_results, kept_views, point_cloud_name, write_cameras_json
-from s2d.optim import FEW_STEPS, LearningRates, active_sh_degree, scene_extent, set_means_rate
+from s2d.optim import (
+    FEW_STEPS,
+    LearningRates,
+    active_sh_degree,
+    scene_extent,
+    set_means_rate,
+    stage1_steps,
+)
 from s2d.ply_io import PointCloud, read_points_ply
 from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import Refinement, RefinementRates, register_cameras, write_refinement
@@ -69,8 +76,8 @@ class Config:
     """The scene that stage 0 was run on."""
     model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
     """Output folder OUT; stage 0 must have finished there."""
-    sample_iteration: int = 2500
-    """Number of optimisation steps of each model; the novel cameras are rendered after the last."""
+    sample_iteration: int | None = None
+    """Number of optimisation steps of each model; the novel cameras are rendered after the last. Default: 2500, and 500 more for each kept photo after the third, up to 4000."""
     init: Literal["points", "hier", "depth"] = "points"
     """points: stage 0's cloud. hier: levels of Gaussians that a network predicts. depth: such levels from stage 0's depth maps (docs/hier.md)."""
     hier_weights: Path | None = no_effect(None)
@@ -142,6 +149,8 @@ def main(cfg: Config) -> Path:
     check_keep_flags(cfg, split, stage0)
     kept = kept_views(cfg.source, stage0.dir, split)
     novel = Cameras.from_json(stage0.dir / "novel_cameras.json")
+    if cfg.sample_iteration is None:
+        cfg = replace(cfg, sample_iteration=stage1_steps(len(kept)))
     inputs = {"stage0": stage0, "kept photos": list(kept.image_paths)}
     if cfg.init == "hier":
         inputs["hier weights"] = [find_weights(cfg.hier_weights)]
@@ -204,7 +213,8 @@ def render_member(
 
 def check_config(cfg: Config) -> None:
     """Raise before anything is read or written."""
-    check_range("sample_iteration", cfg.sample_iteration, 1)
+    if cfg.sample_iteration is not None:
+        check_range("sample_iteration", cfg.sample_iteration, 1)
     check_range("checkpoint_every", cfg.checkpoint_every, 1)
     check_range("lr_factor", cfg.lr_factor, above=0)
     check_range("max_init_points", cfg.max_init_points, 1)

@@ -2,12 +2,12 @@
 
 Two rules of S2D keep the photos in charge. *Random sample drop*: kept views make up the share alpha of all training samples,
 however many pseudo views there are. *Weighted gradient*: on pseudo views, pixels that no point supports pull with beta only,
-and all pixels as far as stage 2's trials have shown that they are right.
+all pixels as far as stage 2's trials have shown that they are right, and those on which stage 1's models agree hardly at all.
 
 With --layers the scene is made anew instead, coarse to fine: each layer sees photos of its own resolution and adds Gaussians to those below,
 which stay as they are (docs/layers.md).
 
-Reads   SCENE (-s) kept photos; OUT/chkpnt_stage1_<it>.pth; OUT/stage0 cameras, points.ply, depth/; OUT/stage2/ fixed, mask, confidence
+Reads   SCENE (-s) kept photos; OUT/chkpnt_stage1_<it>.pth; OUT/stage0 cameras, points.ply, depth/; OUT/stage1/members/; OUT/stage2/ fixed, mask, confidence
         stage 2 not with --no-pseudo-views, and stage 1 then only if it is there
 Writes  OUT/stage3/ renders/<name>.png, kept_cameras.json, history.json; with --layers also layers/
         OUT/chkpnt<it>.pth, OUT/point_cloud/iteration_<it>/point_cloud.ply, OUT/cameras.json, OUT/cfg_args.json
@@ -37,6 +37,7 @@ from s2d.fixed_views import (
     find_fixed_views,
     fixed_view_reader,
     is_worth_training_on,
+    model_renders,
     view_source,
 )
 from s2d.gaussians import Checkpoint, load_checkpoint, save_checkpoint
@@ -59,7 +60,7 @@ from s2d.novel.rounds import (
     round_checkpoint,
     round_start,
 )
-from s2d.optim import FEW_STEPS, LearningRates, active_sh_degree, set_means_rate
+from s2d.optim import FEW_STEPS, LearningRates, active_sh_degree, set_means_rate, stage3_end
 from s2d.ply_io import read_points_ply
 from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import RefinementRates, start_refinement, write_refinement
@@ -93,14 +94,16 @@ class StageFlags:
     """The scene that stage 0 was run on."""
     model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
     """Output folder OUT; stages 0 to 2 must have finished there."""
-    iterations: int = 7000
-    """Last step, counted on from stage 1's. With --layers, --layer-iters counts instead."""
+    iterations: int | None = None
+    """Last step, counted on from stage 1's. Default: 4500 more than that. With --layers, --layer-iters counts instead."""
     pseudo_views: bool = True
     """Train on stage 2's fixed views as well, unless its trials have switched the fixer off and stage 1 has but one model (--fixed-dir OUT/stage2/fixed: then, too). Without them stage 2 is not needed."""
     alpha: float = 0.7
     """Share of kept views among the training samples."""
     beta: float = 0.4
     """Weight of the gradient in unguided pixels of fixed views. 1 disables the weighting."""
+    agreed_weight: float = 0.1
+    """Least weight of the gradient of fixed views where stage 1's models agree: there the photos have decided, and a fixed view is only less sharp. 1 disables the weighting."""
     sample_drop: SampleDrop = "normalised"
     """normalised: reaches alpha; literal: the published formula, which does not."""
     sh_degree_every: int = 1000
@@ -176,6 +179,8 @@ def main(cfg: Config) -> Path:
     if cfg.pseudo_views and (cfg.fixed_dir or is_worth_training_on(cfg.model_dir, stage2)):
         folders = (cfg.fixed_dir, cfg.fixed_mask_dir, cfg.fixed_confidence_dir)
         paths = find_fixed_views(cfg.model_dir, reach.names, *folders, stage2)
+        if cfg.agreed_weight < 1:
+            paths = paths._replace(models=model_renders(cfg.model_dir, reach.names))
     elif cfg.pseudo_views:
         logger.info("stage3: on the kept photos alone, because trials have switched the fixer off")
     inputs = {"stage0": stage0, "kept photos": list(kept.image_paths)}
@@ -190,7 +195,9 @@ def main(cfg: Config) -> Path:
         if not stage.up_to_date:
             fixed = None
             if paths is not None:
-                fixed = fixed_view_reader(novel.select(reach.names), paths, cfg.beta)
+                fixed = fixed_view_reader(
+                    novel.select(reach.names), paths, cfg.beta, cfg.agreed_weight
+                )
             work = (cfg, stage, start, split, kept, novel, fixed, at, reach)
             run_on(choice, lambda on: make(*work, on))
     return cfg.model_dir / f"stage3{at.suffix}"
@@ -232,6 +239,7 @@ def check_config(cfg: Config) -> None:
     check_range("lr_factor", cfg.lr_factor, above=0)
     check_range("alpha", cfg.alpha, 0, 1)
     check_range("beta", cfg.beta, 0, 1)
+    check_range("agreed_weight", cfg.agreed_weight, 0, 1)
     cfg.strategy.check()
     if cfg.layers:
         check_strategy(cfg.strategy)
@@ -280,9 +288,10 @@ def optimise(
     sampler = ViewSampler(
         kept.cameras.names, novel.names if fixed else (), cfg.alpha, cfg.sample_drop, cfg.seed
     )
-    if first.step >= cfg.iterations:
+    last_step = stage3_end(first.step, cfg.iterations)
+    if first.step >= last_step:
         raise ValueError(
-            f"{start} is at step {first.step} already, but --iterations is {cfg.iterations}. Expected a later last step: "
+            f"{start} is at step {first.step} already, but --iterations is {last_step}. Expected a later last step: "
             f"pass --iterations {first.step + 3000}."
         )
     refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
@@ -312,20 +321,20 @@ def optimise(
     )
     resident = memory.fit(device, cfg.data_device)
     views = views_on(view_source(kept, novel, fixed), device, resident)
-    num_steps = cfg.iterations - first.step
+    num_steps = last_step - first.step
     stage0_dir = cfg.model_dir / "stage0"
     points, depth_of = (
         read_points_ply(stage0_dir / "points.ply").points,
         partial(read_depth, stage0_dir),
     )
-    use_strategies(*(run, strategy, kept, points, depth_of, cfg.iterations, cfg.seed, first, novel))
-    with cpus_for_kernels(), progress(cfg.iterations, "stage 3", start=run.step) as bar:
-        while run.step < cfg.iterations:
+    use_strategies(*(run, strategy, kept, points, depth_of, last_step, cfg.seed, first, novel))
+    with cpus_for_kernels(), progress(last_step, "stage 3", start=run.step) as bar:
+        while run.step < last_step:
             set_means_rate(
                 run.optimizer, rates, run.scene_extent, (run.step - first.step) / num_steps
             )
             if cfg.backdrop:
-                stand_backdrop(run, kept.cameras, kept.image, first.step, cfg.iterations)
+                stand_backdrop(run, kept.cameras, kept.image, first.step, last_step)
             is_kept, name = run.sampler.draw()
             camera, target, weight = views(is_kept, name)
             loss = optimise_view(
@@ -338,9 +347,9 @@ def optimise(
                 opacity_weight=cfg.opacity_weight,
             )
             refine_cameras(run, (run.step - first.step) / num_steps)
-            control_density(run, policy, first.step, cfg.iterations)
+            control_density(run, policy, first.step, last_step)
             record(run, loss)
-            if run.step % cfg.checkpoint_every == 0 and run.step < cfg.iterations:
+            if run.step % cfg.checkpoint_every == 0 and run.step < last_step:
                 save_run(run, checkpoint)
             bar.update(run.step, loss=loss, gaussians=run.gaussians.num)
     finish_run(run)

@@ -1,13 +1,17 @@
 """What stage 3 trains on: kept photos, and pseudo views (stage 2's pictures) with how much each of their pixels weighs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from s2d.cameras import Cameras
+from s2d.ensemble import disagreement, member_folders
 from s2d.fixer.judge import is_off
 from s2d.images import read_image, resize_image
 from s2d.losses import novel_view_weight
@@ -29,11 +33,18 @@ class FixedPaths(NamedTuple):
     images: dict[str, Path]
     masks: dict[str, Path]
     confidences: dict[str, Path]
+    models: Mapping[str, list[Path]] = MappingProxyType({})
+    """The render of each of stage 1's models, as far as they are to be compared."""
 
     def inputs(self) -> dict[str, list[Path]]:
         """What the stage depends on."""
-        named = zip(("fixed views", "masks", "confidences"), self, strict=True)
-        return {label: list(paths.values()) for label, paths in named if paths}
+        named = {
+            "fixed views": list(self.images.values()),
+            "masks": list(self.masks.values()),
+            "confidences": list(self.confidences.values()),
+            "models": list(chain(*self.models.values())),
+        }
+        return {label: paths for label, paths in named.items() if paths}
 
 
 def find_fixed_views(
@@ -76,6 +87,12 @@ def find_fixed_views(
     return FixedPaths(*folders, {name: path for name, path in paths.items() if path.is_file()})
 
 
+def model_renders(model_dir: Path, names: Sequence[str]) -> dict[str, list[Path]]:
+    """The novel views as each of stage 1's models shows them; none where there is but one model."""
+    folders = member_folders(model_dir / "stage1")
+    return {name: [folder / render_name(name) for folder in folders] for name in names if folders}
+
+
 def is_worth_training_on(model_dir: Path, stage: str = "stage2") -> bool:
     """Whether the fixed views say anything that stage 1's model does not know itself.
 
@@ -91,8 +108,17 @@ def is_worth_training_on(model_dir: Path, stage: str = "stage2") -> bool:
     return require_stage(model_dir, "stage1").config["ensemble"] > 1
 
 
-def fixed_view_reader(novel: Cameras, paths: FixedPaths, beta: float) -> FixedViews:
-    """Return what reads a pseudo view; `beta` is the weight of the gradient in unguided pixels."""
+def fixed_view_reader(
+    novel: Cameras, paths: FixedPaths, beta: float, agreed_weight: float = 1.0
+) -> FixedViews:
+    """Return what reads a pseudo view.
+
+    Args:
+        novel: Cameras of the views; what is read gets their sizes.
+        paths: As `find_fixed_views` and `model_renders` return them.
+        beta: Weight of the gradient in unguided pixels.
+        agreed_weight: Least weight of the gradient where stage 1's models agree; it grows to 1 with their disagreement.
+    """
     sizes = dict(zip(novel.names, novel.sizes, strict=True))
 
     @lru_cache(maxsize=CACHED_VIEWS)
@@ -105,6 +131,9 @@ def fixed_view_reader(novel: Cameras, paths: FixedPaths, beta: float) -> FixedVi
             weight = weight * resize_image(
                 read_image(paths.confidences[name])[..., :1], *sizes[name]
             )
+        if name in paths.models:
+            renders = torch.stack([read_image(path) for path in paths.models[name]])
+            weight = weight * resize_image(disagreement(renders), *sizes[name]).clamp(agreed_weight)
         return fixed, weight
 
     return read

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from s2d.cameras import Cameras
 from s2d.config import parse_config
-from s2d.ensemble import mean_pictures, member_folders, member_seed
+from s2d.ensemble import disagreement, mean_pictures, member_folders, member_seed
+from s2d.fixed_views import find_fixed_views, fixed_view_reader, model_renders
 from s2d.images import list_images, read_image, write_image
 
 STEPS = 30
@@ -64,6 +66,21 @@ def test_the_mean_is_the_mean(tmp_path, generator):
     (tmp_path / "1/sub/a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.png"):
         mean_pictures([tmp_path / str(number) for number in range(3)], tmp_path / "mean")
+
+
+def test_steps_by_the_number_of_photos(out, tiny_scene, monkeypatch):
+    """Without flags as many as the kept photos ask for, and stage 3's more from wherever stage 1 ended; a flag that says the same changes nothing."""
+    monkeypatch.setattr("stage1_3dgs_init.stage1_steps", lambda num_kept: 4 * num_kept)
+    monkeypatch.setattr("s2d.optim.STAGE3_STEPS", 5)
+    run("stage1_3dgs_init", tiny_scene, out, "--ensemble", "1")
+    before = (out / "stage1/manifest.json").stat().st_mtime_ns
+    run("stage1_3dgs_init", tiny_scene, out, "--ensemble", "1", "--sample-iteration", "12")
+    assert (out / "stage1/manifest.json").stat().st_mtime_ns == before
+    run("stage3_3dgs_mixed_opt", tiny_scene, out, "--no-pseudo-views")
+    assert (out / "point_cloud/iteration_12/point_cloud.ply").is_file()
+    assert (out / "point_cloud/iteration_17/point_cloud.ply").is_file()
+    with pytest.raises(ValueError, match=r"sample_iteration"):
+        run("stage1_3dgs_init", tiny_scene, out, "--sample-iteration", "0", "--overwrite")
 
 
 def test_renders_are_the_mean_of_runs_with_their_seeds(out, tiny_scene, tmp_path):
@@ -197,6 +214,70 @@ def test_an_interrupted_repair_goes_on_with_the_next_models_view(fitted, tiny_sc
     stage2(tiny_scene, fitted, "--overwrite")
     assert len(written) == len(set(written)) == 2 * len(list_images(fitted / "stage1/renders"))
     assert {path: path.read_bytes() for path in expected.rglob("*.png")} == pictures
+
+
+def test_disagreement_is_the_mean_distance_of_pairs_around_a_pixel(generator):
+    flat = torch.full((40, 160, 3), 0.5)  # neighbourhood: 2 pixels to each side
+    apart = [flat + shift for shift in (0.0, 0.01, 0.03)]  # pairs 0.01, 0.03, 0.02
+    assert torch.allclose(disagreement(torch.stack(apart)), torch.full((40, 160, 1), 0.5))
+    assert torch.allclose(disagreement(torch.stack(apart[:2])), torch.full((40, 160, 1), 0.25))
+    assert disagreement(torch.stack([flat, flat])).eq(0).all()
+    assert disagreement(torch.stack([flat, flat + 0.3])).eq(1).all()
+    point = flat.clone()
+    point[20, 80] += 0.02 * 25  # spread over 5 × 5 pixels, and half as far as it takes
+    spread = disagreement(torch.stack([flat, point]))
+    assert torch.allclose(spread[18:23, 78:83], torch.tensor(0.5), atol=1e-5)
+    assert spread.sum().item() == pytest.approx(12.5, abs=1e-3)
+    corner = flat.clone()
+    corner[0, 0] += 0.02 * 9  # a neighbourhood of 3 × 3 pixels
+    assert disagreement(torch.stack([flat, corner]))[0, 0].item() == pytest.approx(0.5)
+    noisy = torch.rand(3, 16, 24, 3, generator=generator) * 0.05
+    once = disagreement(noisy)
+    assert torch.allclose(disagreement(noisy[[2, 0, 1]]), once, atol=1e-6)
+    assert torch.allclose(disagreement(noisy.flip(2)), once.flip(1), atol=1e-6)
+
+
+def test_fixed_views_weigh_by_disagreement(fitted, tiny_scene):
+    stage2(tiny_scene, fitted)
+    novel = Cameras.from_json(fitted / "stage0/novel_cameras.json")
+    paths = find_fixed_views(fitted, novel.names)
+    models = model_renders(fitted, novel.names)
+    for name in novel.names:
+        assert [path.parent.name for path in models[name]] == ["0", "1"]
+        plain = fixed_view_reader(novel, paths, 0.4)(name)
+        image, weight = fixed_view_reader(novel, paths._replace(models=models), 0.4, 0.25)(name)
+        apart = disagreement(torch.stack([read_image(path) for path in models[name]]))
+        assert apart.max() > 0.25 and apart.min() < 0.25  # both sides of the least weight
+        assert torch.equal(image, plain[0])
+        assert torch.allclose(weight, plain[1] * apart.clamp(min=0.25))
+    assert "models" not in paths.inputs()
+    assert len(paths._replace(models=models).inputs()["models"]) == 2 * len(novel.names)
+
+
+def test_what_models_agree_on_teaches_nothing_at_weight_0(fitted, tiny_scene, tmp_path):
+    """Alike everywhere: the fixed views may show anything. With the default they count for a little."""
+    stage2(tiny_scene, fitted)
+    first, second = member_folders(fitted / "stage1")
+    for name in list_images(first):
+        shutil.copyfile(first / name, second / name)
+    splats = {}
+    for weight in ("0", "0.1"):
+        for colour in (0.0, 1.0):
+            for name in list_images(first):
+                write_image(tmp_path / "fixed" / name, torch.full((48, 64, 3), colour))
+            flags = ("--iterations", str(STEPS + 20), "--agreed-weight", weight, "--overwrite")
+            folder = ("--fixed-dir", str(tmp_path / "fixed"))
+            run("stage3_3dgs_mixed_opt", tiny_scene, fitted, *flags, *folder)
+            splat = fitted / f"point_cloud/iteration_{STEPS + 20}/point_cloud.ply"
+            splats[weight, colour] = splat.read_bytes()
+    assert splats["0", 0.0] == splats["0", 1.0]
+    assert splats["0.1", 0.0] != splats["0.1", 1.0]
+
+
+def test_one_model_agrees_with_nobody(out, tiny_scene):
+    """Its fixed views weigh as they did."""
+    stage1(tiny_scene, out, "--ensemble", "1")
+    assert model_renders(out, Cameras.from_json(out / "stage0/novel_cameras.json").names) == {}
 
 
 def test_an_empty_ensemble_is_refused(out, tiny_scene):

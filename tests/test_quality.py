@@ -75,11 +75,12 @@ def test_flags_as_a_command_line_has_them():
 
 
 def test_scale_one_changes_nothing_and_less_shrinks_schedule_and_budget():
-    assert quality.scaled_flags(quality.stage1.Config, 1.0) == {}
-    flags = quality.scaled_flags(quality.stage1.Config, 0.25)
+    assert quality.scaled_flags("stage1", 1.0, 3, 0) == {}
+    flags = quality.scaled_flags("stage1", 0.25, 3, 0)
     assert flags["sample_iteration"] == 625 and flags["max_gaussians"] == 15000
     assert flags["densify_from"] == 125 and flags["densify_every"] == 25
-    assert quality.scaled_flags(quality.stage3.Config, 0.25)["iterations"] == 1750
+    assert quality.scaled_flags("stage1", 0.25, 6, 0)["sample_iteration"] == 1000
+    assert quality.scaled_flags("stage3", 0.25, 6, 1000)["iterations"] == 2125
 
 
 def test_differences_are_paired_by_setting_and_seed():
@@ -183,7 +184,7 @@ def test_the_command_runs_each_variant_once(tiny_scene, tmp_path, monkeypatch, c
     assert found["key"]["flags"] == {"dropout": 0.4}
     assert 5 < found["psnr"] < 40
     manifest = json.loads((folder / "dropout_strong/stage1/manifest.json").read_text())
-    assert manifest["config"]["dropout"] == 0.4 and manifest["config"]["sample_iteration"] == 25
+    assert manifest["config"]["dropout"] == 0.4 and manifest["config"]["sample_iteration"] == 30
     monkeypatch.setattr(quality, "run_script", pytest.fail)  # all is there
     assert quality.main(cfg) == text
 
