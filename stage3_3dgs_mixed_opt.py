@@ -2,7 +2,7 @@
 
 Two rules of S2D keep the photos in charge. *Random sample drop*: kept views make up the share alpha of all training samples,
 however many pseudo views there are. *Weighted gradient*: on pseudo views, pixels that no point supports pull with beta only,
-all pixels as far as stage 2's trials have shown that they are right, and those on which stage 1's models agree hardly at all.
+all pixels as far as stage 2's trials have shown that they are right, and with more than three photos those on which stage 1's models agree less than others.
 
 With --layers the scene is made anew instead, coarse to fine: each layer sees photos of its own resolution and adds Gaussians to those below,
 which stay as they are (docs/layers.md).
@@ -34,6 +34,7 @@ from s2d.device import choose_device, run_on
 from s2d.files import atomic_write_json
 from s2d.fixed_views import (
     FixedViews,
+    default_agreed_weight,
     find_fixed_views,
     fixed_view_reader,
     is_worth_training_on,
@@ -102,8 +103,8 @@ class StageFlags:
     """Share of kept views among the training samples."""
     beta: float = 0.4
     """Weight of the gradient in unguided pixels of fixed views. 1 disables the weighting."""
-    agreed_weight: float = 0.1
-    """Least weight of the gradient of fixed views where stage 1's models agree: there the photos have decided, and a fixed view is only less sharp. 1 disables the weighting."""
+    agreed_weight: float | None = None
+    """Least weight of the gradient of fixed views where stage 1's models agree: there the photos have decided, and a fixed view is only less sharp. 1 disables the weighting. Default: 1 up to three kept photos, 0.3 less for each further one, 0.1 from six on."""
     sample_drop: SampleDrop = "normalised"
     """normalised: reaches alpha; literal: the published formula, which does not."""
     sh_degree_every: int = 1000
@@ -174,6 +175,8 @@ def main(cfg: Config) -> Path:
     split = Split.load(stage0.dir / "split.json")
     kept = kept_views(cfg.source, stage0.dir, split)
     novel = Cameras.from_json(stage0.dir / "novel_cameras.json")
+    if cfg.agreed_weight is None:
+        cfg = replace(cfg, agreed_weight=default_agreed_weight(len(kept)))
     paths = None
     stage2 = f"stage2{at.suffix}"
     if cfg.pseudo_views and (cfg.fixed_dir or is_worth_training_on(cfg.model_dir, stage2)):
@@ -239,7 +242,8 @@ def check_config(cfg: Config) -> None:
     check_range("lr_factor", cfg.lr_factor, above=0)
     check_range("alpha", cfg.alpha, 0, 1)
     check_range("beta", cfg.beta, 0, 1)
-    check_range("agreed_weight", cfg.agreed_weight, 0, 1)
+    if cfg.agreed_weight is not None:
+        check_range("agreed_weight", cfg.agreed_weight, 0, 1)
     cfg.strategy.check()
     if cfg.layers:
         check_strategy(cfg.strategy)

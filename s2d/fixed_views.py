@@ -93,6 +93,11 @@ def model_renders(model_dir: Path, names: Sequence[str]) -> dict[str, list[Path]
     return {name: [folder / render_name(name) for folder in folders] for name in names if folders}
 
 
+def default_agreed_weight(num_kept: int) -> float:
+    """Least weight of fixed views where stage 1's models agree: 1 up to three kept photos, which may mislead all models alike, 0.1 from six on (docs/strategies.md)."""
+    return round(min(max(1 - 0.3 * (num_kept - 3), 0.1), 1.0), 1)
+
+
 def is_worth_training_on(model_dir: Path, stage: str = "stage2") -> bool:
     """Whether the fixed views say anything that stage 1's model does not know itself.
 

@@ -1,6 +1,7 @@
 """Several models of one scene: their seeds, their mean picture, and that the stage goes on where it was stopped."""
 
 import importlib
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -10,7 +11,12 @@ import torch
 from s2d.cameras import Cameras
 from s2d.config import parse_config
 from s2d.ensemble import disagreement, mean_pictures, member_folders, member_seed
-from s2d.fixed_views import find_fixed_views, fixed_view_reader, model_renders
+from s2d.fixed_views import (
+    default_agreed_weight,
+    find_fixed_views,
+    fixed_view_reader,
+    model_renders,
+)
 from s2d.images import list_images, read_image, write_image
 
 STEPS = 30
@@ -255,7 +261,7 @@ def test_fixed_views_weigh_by_disagreement(fitted, tiny_scene):
 
 
 def test_what_models_agree_on_teaches_nothing_at_weight_0(fitted, tiny_scene, tmp_path):
-    """Alike everywhere: the fixed views may show anything. With the default they count for a little."""
+    """Alike everywhere: the fixed views may show anything. At a tenth they count for a little."""
     stage2(tiny_scene, fitted)
     first, second = member_folders(fitted / "stage1")
     for name in list_images(first):
@@ -272,6 +278,15 @@ def test_what_models_agree_on_teaches_nothing_at_weight_0(fitted, tiny_scene, tm
             splats[weight, colour] = splat.read_bytes()
     assert splats["0", 0.0] == splats["0", 1.0]
     assert splats["0.1", 0.0] != splats["0.1", 1.0]
+
+
+def test_agreement_counts_for_more_the_more_photos_there_are(out, tiny_scene):
+    weights = [default_agreed_weight(num) for num in (1, 3, 4, 5, 6, 12)]
+    assert weights == [1.0, 1.0, 0.7, 0.4, 0.1, 0.1]
+    stage1(tiny_scene, out, "--ensemble", "1")
+    flags = ("--no-pseudo-views", "--iterations", str(STEPS + 2))
+    stage3 = run("stage3_3dgs_mixed_opt", tiny_scene, out, *flags)
+    assert json.loads((stage3 / "manifest.json").read_text())["config"]["agreed_weight"] == 1.0
 
 
 def test_one_model_agrees_with_nobody(out, tiny_scene):
