@@ -29,7 +29,7 @@ STAGE3_STEPS = 4500
 def stage1_steps(num_kept: int) -> int:
     """Steps of each model of stage 1, where no flag gives them.
 
-    Few photos are soon fitted, and more of the same overfits what lies between them; more photos hold more detail that agrees (docs/strategies.md).
+    Few photos are soon fitted, and more of the same overfits what lies between them; more photos hold more detail that agrees (docs/optimisation.md).
     """
     return min(2500 + 500 * max(num_kept - 3, 0), 4000)
 
