@@ -61,7 +61,7 @@ from s2d.novel.rounds import (
     round_checkpoint,
     round_start,
 )
-from s2d.optim import FEW_STEPS, LearningRates, active_sh_degree, set_means_rate, stage3_end
+from s2d.optim import FEW_STEPS, LearningRates, active_sh_degree, set_means_rate
 from s2d.ply_io import read_points_ply
 from s2d.rasterize import cpus_for_kernels
 from s2d.refinement import RefinementRates, start_refinement, write_refinement
@@ -95,8 +95,10 @@ class StageFlags:
     """The scene that stage 0 was run on."""
     model_dir: Annotated[Path, arg(aliases=["-m"])] = no_effect()
     """Output folder OUT; stages 0 to 2 must have finished there."""
+    steps: int = 4500
+    """Optimisation steps of this stage. With --layers, --layer-iters counts instead."""
     iterations: int | None = None
-    """Last step, counted on from stage 1's. Default: 4500 more than that. With --layers, --layer-iters counts instead."""
+    """Last step, counted on from stage 1's, as 3DGS counts. Instead of --steps."""
     pseudo_views: bool = True
     """Train on stage 2's fixed views as well, unless its trials have switched the fixer off and stage 1 has but one model (--fixed-dir OUT/stage2/fixed: then, too). Without them stage 2 is not needed."""
     alpha: float = 0.7
@@ -155,6 +157,10 @@ class StageFlags:
     """Steps between two checkpoints from which an interrupted run goes on."""
     overwrite: bool = no_effect(False)
     """Rebuild a finished stage 3."""
+
+    def last_step(self, first_step: int) -> int:
+        """Where a stage that goes on from `first_step` ends."""
+        return first_step + self.steps if self.iterations is None else self.iterations
 
 
 @dataclass(frozen=True)
@@ -239,6 +245,7 @@ def make(
 def check_config(cfg: Config) -> None:
     """Raise before anything is read or written."""
     check_range("checkpoint_every", cfg.checkpoint_every, 1)
+    check_range("steps", cfg.steps, 1)
     check_range("lr_factor", cfg.lr_factor, above=0)
     check_range("alpha", cfg.alpha, 0, 1)
     check_range("beta", cfg.beta, 0, 1)
@@ -270,7 +277,7 @@ def start_of_round(cfg: Config, at: Round, reach: Reach) -> tuple[Config, Path |
         fixed_mask_dir=cfg.fixed_mask_dir,
         fixed_confidence_dir=cfg.fixed_confidence_dir,
     )
-    last_step, start = round_start(cfg.model_dir, at, reach, cfg.iterations)
+    last_step, start = round_start(cfg.model_dir, at, reach, cfg.last_step)
     return replace(cfg, iterations=last_step), start
 
 
@@ -292,11 +299,11 @@ def optimise(
     sampler = ViewSampler(
         kept.cameras.names, novel.names if fixed else (), cfg.alpha, cfg.sample_drop, cfg.seed
     )
-    last_step = stage3_end(first.step, cfg.iterations)
+    last_step = cfg.last_step(first.step)
     if first.step >= last_step:
         raise ValueError(
             f"{start} is at step {first.step} already, but --iterations is {last_step}. Expected a later last step: "
-            f"pass --iterations {first.step + 3000}."
+            f"pass --iterations {first.step + 3000}, or --steps alone, which are counted from there."
         )
     refined = RefinementRates.of_flags(cfg.optim_pose, cfg.optim_focal, cfg.optim_exposure)
     if checkpoint.exists():

@@ -42,7 +42,7 @@ from s2d.layers.score import score_views
 from s2d.log import logger
 from s2d.metrics import Lpips, Metrics, load_lpips, score
 from s2d.model_folder import point_cloud_name, render_name
-from s2d.optim import STAGE3_STEPS, stage1_steps
+from s2d.optim import stage1_steps
 from s2d.scene import Scene, load_scene
 from s2d.scoring import mean_metrics
 from s2d.split import Split
@@ -167,8 +167,8 @@ def flags_of(config: type) -> set[str]:
     return names
 
 
-def scaled_flags(stage: str, scale: float, num_kept: int, first_step: int) -> dict[str, Any]:
-    """A stage's schedule and budgets, scaled; nothing at scale 1. `first_step` is where stage 3 begins."""
+def scaled_flags(stage: str, scale: float, num_kept: int) -> dict[str, Any]:
+    """A stage's schedule and budgets, scaled; nothing at scale 1."""
     if scale == 1:
         return {}
     config = STAGES[stage].Config
@@ -177,12 +177,10 @@ def scaled_flags(stage: str, scale: float, num_kept: int, first_step: int) -> di
         for field in dataclasses.fields(config)
         if field.name != "strategy"
     }
-    names = ("sh_degree_every", "max_init_points", "max_gaussians")
+    names = ("steps", "sh_degree_every", "max_init_points", "max_gaussians")
     flags = {name: round(scale * default[name]) for name in names if name in default}
     if stage == "stage1":
         flags["sample_iteration"] = round(scale * stage1_steps(num_kept))
-    else:
-        flags["iterations"] = first_step + round(scale * STAGE3_STEPS)
     # Rounds closer than 25 steps apart would see too few views.
     return flags | {
         "densify_from": round(scale * 500),
@@ -269,7 +267,7 @@ def run_variant(
             share_stage(first, out, "stage2")
         else:
             repair(out, fixer, seed, flags)
-        last = train("stage3", cfg, common, flags, setting.keep, last.info["iteration"])
+        last = train("stage3", cfg, common, flags, setting.keep)
     found |= {
         "num_gaussians": last.info["num_gaussians"],
         "seconds": time.monotonic() - started,
@@ -314,10 +312,9 @@ def train(
     common: Mapping[str, Any],
     flags: Mapping[str, Any],
     num_kept: int,
-    first_step: int = 0,
 ) -> Manifest:
-    """Run stage 1, or stage 3 from `first_step` on, with its flags; returns its manifest."""
-    scaled = scaled_flags(stage, cfg.scale, num_kept, first_step)
+    """Run stage 1 or 3 with its flags; returns its manifest."""
+    scaled = scaled_flags(stage, cfg.scale, num_kept)
     folder = run_script(STAGES[stage], {**common, **scaled, **own_flags(stage, flags)})
     return require_stage(folder.parent, folder.name)
 

@@ -22,8 +22,6 @@ from s2d.gaussians import Gaussians
 ADAM_EPS = 1e-15
 # Factor of 3DGS's rates with a third or less of its steps (chosen on ten scenes: docs/strategies.md).
 FEW_STEPS = 2.0
-# Steps of stage 3, where no flag says when it ends.
-STAGE3_STEPS = 4500
 
 
 def stage1_steps(num_kept: int) -> int:
@@ -32,11 +30,6 @@ def stage1_steps(num_kept: int) -> int:
     Few photos are soon fitted, and more of the same overfits what lies between them; more photos hold more detail that agrees (docs/optimisation.md).
     """
     return min(2500 + 500 * max(num_kept - 3, 0), 4000)
-
-
-def stage3_end(first_step: int, last_step: int | None) -> int:
-    """Last step of a stage 3 that goes on from `first_step`, where a flag gives it or (None) not."""
-    return first_step + STAGE3_STEPS if last_step is None else last_step
 
 
 @dataclass(frozen=True)

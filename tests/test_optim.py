@@ -10,7 +10,6 @@ from s2d.cameras import Cameras
 from s2d.gaussians import Gaussians
 from s2d.optim import (
     ADAM_EPS,
-    STAGE3_STEPS,
     LearningRates,
     active_sh_degree,
     create_optimizer,
@@ -18,7 +17,6 @@ from s2d.optim import (
     scene_extent,
     set_means_rate,
     stage1_steps,
-    stage3_end,
 )
 
 
@@ -86,7 +84,7 @@ def test_extent_is_the_rig_or_half_the_depth_of_a_narrow_one():
     assert scene_extent(rig([-0.2, 0.2]), 2 * points) == pytest.approx(10.0)
 
 
-def test_steps_follow_the_photos_and_stage_3_goes_on_from_there():
+def test_steps_follow_the_photos():
     assert [stage1_steps(num) for num in (1, 3, 4, 6, 7, 12)] == [
         2500,
         2500,
@@ -95,7 +93,6 @@ def test_steps_follow_the_photos_and_stage_3_goes_on_from_there():
         4000,
         4000,
     ]
-    assert stage3_end(2500, None) == 2500 + STAGE3_STEPS and stage3_end(2500, 3000) == 3000
 
 
 def test_sh_degree_rises_one_by_one():

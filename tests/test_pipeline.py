@@ -302,6 +302,8 @@ def test_stage3_needs_later_steps_than_its_checkpoint(copied, tiny_scene):
         ValueError, match=rf"is at step {STAGE1_STEPS} already, but --iterations is 100"
     ):
         run("stage3", tiny_scene, copied, "--overwrite", "--iterations", "100")
+    with pytest.raises(ValueError, match=r"steps must be >= 1, got 0"):
+        run("stage3", tiny_scene, copied, "--overwrite", "--steps", "0")
 
 
 def test_missing_fixed_view_is_named(copied, tiny_scene, tmp_path):

@@ -75,12 +75,12 @@ def test_flags_as_a_command_line_has_them():
 
 
 def test_scale_one_changes_nothing_and_less_shrinks_schedule_and_budget():
-    assert quality.scaled_flags("stage1", 1.0, 3, 0) == {}
-    flags = quality.scaled_flags("stage1", 0.25, 3, 0)
+    assert quality.scaled_flags("stage1", 1.0, 3) == {}
+    flags = quality.scaled_flags("stage1", 0.25, 3)
     assert flags["sample_iteration"] == 625 and flags["max_gaussians"] == 15000
     assert flags["densify_from"] == 125 and flags["densify_every"] == 25
-    assert quality.scaled_flags("stage1", 0.25, 6, 0)["sample_iteration"] == 1000
-    assert quality.scaled_flags("stage3", 0.25, 6, 1000)["iterations"] == 2125
+    assert quality.scaled_flags("stage1", 0.25, 6)["sample_iteration"] == 1000
+    assert quality.scaled_flags("stage3", 0.25, 6)["steps"] == 1125
 
 
 def test_differences_are_paired_by_setting_and_seed():

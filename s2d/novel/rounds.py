@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,6 @@ from s2d.files import atomic_write_json
 from s2d.fixer.judge import ADAPTED, PICTURES, VERDICT, is_off
 from s2d.images import read_image
 from s2d.model_folder import kept_views, render_name, stage1_checkpoint
-from s2d.optim import stage3_end
 from s2d.split import Split
 from s2d.stage_io import Manifest, require_stage
 
@@ -150,15 +150,26 @@ def round_checkpoint(stage_dir: Path, step: int) -> Path:
     return stage_dir / f"chkpnt{step}.pth"
 
 
-def round_start(model_dir: Path, at: Round, reach: Reach, last: int | None) -> tuple[int, Path]:
-    """Where a round's part of the steps up to `last` (None: as many as stage 3 has by default) ends, and the checkpoint that it goes on from.
+def round_start(
+    model_dir: Path,
+    at: Round,
+    reach: Reach,
+    end_of: Callable[[int], int],
+) -> tuple[int, Path]:
+    """Where a round's part of stage 3's steps ends, and the checkpoint that it goes on from.
+
+    Args:
+        model_dir: OUT.
+        at: The round.
+        reach: How far it goes.
+        end_of: Stage 3's last step, by the one that it begins at.
 
     Raises:
         FileNotFoundError: Stage 1, or the round before, has not finished.
     """
     start = stage1_checkpoint(model_dir)
     first = require_stage(model_dir, "stage1").info["iteration"]
-    last_step = at.last_step(first, stage3_end(first, last))
+    last_step = at.last_step(first, end_of(first))
     if reach.previous > 0:
         before = previous_stage(model_dir, at, reach)
         start = round_checkpoint(before.dir, before.info["iteration"])
