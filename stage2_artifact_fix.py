@@ -34,7 +34,7 @@ from s2d.ensemble import mean_pictures, member_folders
 from s2d.fixer.adaptation import AdaptSettings, check_adaptation
 from s2d.fixer.analytic import MixMode
 from s2d.fixer.calibration import Expectation
-from s2d.fixer.choice import DEFAULTS, FixerName, choose_fixer, recorded_precision
+from s2d.fixer.choice import DEFAULTS, FixerChoice, FixerName, choose_fixer, recorded_precision
 from s2d.fixer.guidance_check import GuidanceCheck
 from s2d.fixer.judge import Verdict, judge, publish
 from s2d.fixer.novel_views import (
@@ -61,7 +61,7 @@ from s2d.novel.rounds import (
 from s2d.pairs.trials import MIN_KEPT, TrialSettings
 from s2d.scene import Scene
 from s2d.split import Split
-from s2d.stage_io import open_stage, require_stage
+from s2d.stage_io import Stage, open_stage, require_stage
 
 
 @dataclass(frozen=True)
@@ -202,19 +202,7 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
             if tried:
                 take_over_trials(model_dir, at, stage.scratch)
                 with stage.timer("trials"):
-                    settings = TrialSettings(
-                        cfg.trial_views, cfg.trial_steps, cfg.seed, check is not None
-                    )
-                    adapting = AdaptSettings(cfg.adapt_steps, cfg.seed) if cfg.adapt_steps else None
-                    verdict = judge(
-                        choice,
-                        stage0.kept,
-                        stage0.source,
-                        settings,
-                        adapting,
-                        stage.scratch,
-                        cfg.device,
-                    )
+                    verdict = try_fixer(cfg, choice, stage0, stage, check is not None)
             if check is not None:
                 with stage.timer("check"):
                     views, stage.info["hidden_share"] = check.run(views, stage.scratch)
@@ -223,14 +211,7 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
                 todo = unfinished_views(renders, stage.scratch)
                 plan = Plan(verdict, todo, len(renders) - len(todo), stage.scratch)
                 fix_views(processes.share_plan(plan), processes, cfg.device)
-            for part in RESULTS:
-                for leftover in (stage.scratch / part).rglob(".*.tmp"):  # of a run that was killed
-                    leftover.unlink()
-                if models:
-                    folders = [stage.scratch / part / model.name for model in models]
-                    mean_pictures(folders, stage.dir / part)
-                else:
-                    os.replace(stage.scratch / part, stage.dir / part)
+            gather_results(stage, [model.name for model in models])
             publish(verdict, stage.scratch, stage.dir)
             stage.info |= {"num_views": len(views), "fixer": choice.name}
             if verdict.summary is not None:
@@ -238,6 +219,26 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
                 stage.info["calibrated"] = verdict.calibration is not None
     copy_results(stage.dir / "fixed", cfg.fixed_dir)
     copy_results(stage.dir / "mask", cfg.fixed_mask_dir)
+
+
+def try_fixer(
+    cfg: Config, choice: FixerChoice, stage0: "Stage0", stage: Stage, check_guidance: bool
+) -> Verdict:
+    """Try the fixer on kept photos that are left out, adapted to them first where that is asked for."""
+    settings = TrialSettings(cfg.trial_views, cfg.trial_steps, cfg.seed, check_guidance)
+    adapting = AdaptSettings(cfg.adapt_steps, cfg.seed) if cfg.adapt_steps else None
+    return judge(choice, stage0.kept, stage0.source, settings, adapting, stage.scratch, cfg.device)
+
+
+def gather_results(stage: Stage, models: Sequence[str]) -> None:
+    """Put the finished pictures in their place: of several models their mean."""
+    for part in RESULTS:
+        for leftover in (stage.scratch / part).rglob(".*.tmp"):  # of a run that was killed
+            leftover.unlink()
+        if models:
+            mean_pictures([stage.scratch / part / model for model in models], stage.dir / part)
+        else:
+            os.replace(stage.scratch / part, stage.dir / part)
 
 
 @dataclass(frozen=True)
