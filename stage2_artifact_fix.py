@@ -37,6 +37,7 @@ from s2d.fixer.calibration import Expectation
 from s2d.fixer.choice import DEFAULTS, FixerChoice, FixerName, choose_fixer, recorded_precision
 from s2d.fixer.guidance_check import GuidanceCheck
 from s2d.fixer.judge import Verdict, judge, publish
+from s2d.fixer.near_views import distance_shares, write_faded
 from s2d.fixer.novel_views import (
     RESULTS,
     Plan,
@@ -113,6 +114,8 @@ class Config:
     """Try the fixer on so many kept photos, each left out of a fit: what helps there is kept, the rest is not. 0: use the fixer as it is."""
     trial_steps: int = no_effect(600)
     """Optimisation steps of each trial's fit."""
+    fade_near: bool = no_effect(True)
+    """Keep less of the change in novel views that are nearer to a kept photo than trials are, where stage 1's models agree."""
     adapt_steps: int = no_effect(0)
     """compact: train the network for so many steps on the trials, if that helps on those it is not trained on. 0: leave it as it is."""
     expected_gain: float | None = no_effect(None)
@@ -185,8 +188,10 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
             "--expected-gain: no effect without trials, which are weighed against it. Leave it out."
         )
     inputs = choice.inputs() | view_inputs(views)
+    near = near_shares(cfg, stage0) if models and tried else {}
     if models:
         inputs["models"] = [model / name for model in models for name in views]
+        inputs["near views faded"] = bool(near)
     if tried:
         inputs |= trial_inputs(cfg, stage0.kept, choice.known)
     if check is not None:
@@ -211,7 +216,7 @@ def run_stage(cfg: Config, model_dir: Path, processes: Processes, at: Round) -> 
                 todo = unfinished_views(renders, stage.scratch)
                 plan = Plan(verdict, todo, len(renders) - len(todo), stage.scratch)
                 fix_views(processes.share_plan(plan), processes, cfg.device)
-            gather_results(stage, [model.name for model in models])
+            gather_results(stage, models, near)
             publish(verdict, stage.scratch, stage.dir)
             stage.info |= {"num_views": len(views), "fixer": choice.name}
             if verdict.summary is not None:
@@ -230,13 +235,26 @@ def try_fixer(
     return judge(choice, stage0.kept, stage0.source, settings, adapting, stage.scratch, cfg.device)
 
 
-def gather_results(stage: Stage, models: Sequence[str]) -> None:
-    """Put the finished pictures in their place: of several models their mean."""
+def near_shares(cfg: Config, stage0: "Stage0") -> dict[str, float]:
+    """The least share of the change that is kept in each novel view, by the name of its pictures; nothing if all is kept."""
+    if not cfg.fade_near:
+        return {}
+    shares = distance_shares(stage0.novel, stage0.kept.cameras).tolist()
+    return {
+        render_name(name): share for name, share in zip(stage0.novel.names, shares, strict=True)
+    }
+
+
+def gather_results(stage: Stage, models: Sequence[Path], near: Mapping[str, float]) -> None:
+    """Put the finished pictures in their place: of several models their mean, less changed where the view is near."""
     for part in RESULTS:
         for leftover in (stage.scratch / part).rglob(".*.tmp"):  # of a run that was killed
             leftover.unlink()
-        if models:
-            mean_pictures([stage.scratch / part / model for model in models], stage.dir / part)
+        folders = [stage.scratch / part / model.name for model in models]
+        if models and near and part == "fixed":
+            write_faded(models, folders, near, stage.dir / part)
+        elif models:
+            mean_pictures(folders, stage.dir / part)
         else:
             os.replace(stage.scratch / part, stage.dir / part)
 

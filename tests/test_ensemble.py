@@ -17,7 +17,11 @@ from s2d.fixed_views import (
     fixed_view_reader,
     model_renders,
 )
+from s2d.fixer.near_views import distance_shares
 from s2d.images import list_images, read_image, write_image
+from s2d.model_folder import render_name
+from s2d.scene import load_scene
+from s2d.split import Split
 
 STEPS = 30
 
@@ -36,6 +40,10 @@ def stage1(scene, out, *arguments):
 def renders(folder):
     """All pixels of a folder's pictures. [P, 3]"""
     return torch.cat([read_image(folder / name).reshape(-1, 3) for name in list_images(folder)])
+
+
+def renders_by_name(folder):
+    return {name: read_image(folder / name) for name in list_images(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +192,33 @@ def test_each_models_renders_are_fixed_and_averaged(fitted, tiny_scene, tmp_path
         == list_images(both / "fixed")
         == list_images(fitted / "stage1/renders")
     )
+
+
+def test_less_is_changed_near_kept_photos(fitted, tiny_scene):
+    """Against the same stage without it: each view has its share of the change, which is all of it where models differ."""
+    tried = ("--trial-views", "2", "--trial-steps", "20", "--expected-gain", "9")
+    whole = renders_by_name(stage2(tiny_scene, fitted, *tried, "--no-fade-near") / "fixed")
+    with pytest.raises(ValueError, match="near views faded"):
+        stage2(tiny_scene, fitted, *tried)
+    stage = stage2(tiny_scene, fitted, *tried, "--overwrite")
+    faded = renders_by_name(stage / "fixed")
+    kept = load_scene(tiny_scene).cameras.select(Split.load(fitted / "stage0/split.json").kept)
+    novel = Cameras.from_json(fitted / "stage0/novel_cameras.json")
+    shares = distance_shares(novel, kept).tolist()
+    assert min(shares) < 0.9
+    changed = 0.0
+    for name, share in zip(map(render_name, novel.names), shares, strict=True):
+        pictures = torch.stack(
+            [read_image(folder / name) for folder in member_folders(fitted / "stage1")]
+        )
+        kept_share = disagreement(pictures).clamp_min(share)
+        expected = torch.lerp(pictures.mean(0), whole[name], kept_share)
+        assert (faded[name] - expected).abs().max() <= 1 / 255 + 1e-6
+        changed = max(changed, float((faded[name] - whole[name]).abs().max()))
+    assert changed > 3 / 255
+    untried = stage2(tiny_scene, fitted, "--overwrite")  # without trials all is kept
+    inputs = json.loads((untried / "manifest.json").read_text())["inputs"]
+    assert inputs["near views faded"] == {"value": False}
 
 
 def test_whose_renders_are_fixed(fitted):
